@@ -6,19 +6,29 @@ Axis glossary, always in this order and by these names:
     d_in, d_out   width of the site's input and output
     q_b, q_a      min(d_out, R) and min(d_in, R): the sides of a core matrix
 Any number of leading batch axes may stand before them.
+
+Everything below is computed in float64 from the factors as they are stored, so that directions which adapters share stay
+shared to 1e-16; only the long bases are rounded to compute dtype. `eps` remembers how precise the inputs were.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 COMPUTE = torch.float32
 """Dtype of arithmetic on matrices of the size of a factor; small square matrices are float64."""
+
+CONDITION_LIMIT = 3e4
+"""Largest condition number of normalised columns at which a Cholesky factor stands in for Householder QR.
+
+Its square times 2^-53 bounds how far the basis is from orthonormal: 1e-7, the rounding of the basis itself.
+"""
 
 
 @dataclass(frozen=True)
@@ -26,30 +36,34 @@ class Weights:
     """User weights at one site. `each` belongs to the adapters handed to a method, in order; none of them is 0.
 
     `total` and `count` include the adapters whose delta is zero: means that are declared over all adapters divide by these.
+    `places` are the positions of the adapters handed over among all that count, for methods that tell first from second.
     """
 
     each: tuple[float, ...]
     total: float
     count: int
+    places: tuple[int, ...]
 
     @classmethod
-    def of(cls, each: Sequence[float], absent: Sequence[float] = ()) -> Weights:
-        """Weights of the adapters in the stack, and of those that count but have a zero delta."""
-        return cls(tuple(each), float(sum(each) + sum(absent)), len(each) + len(absent))
+    def of(cls, each: Sequence[float], absent: Sequence[float] = (), places: Sequence[int] | None = None) -> Weights:
+        """Weights of the adapters in the stack, and of those that count but have a zero delta; `places` default to the first."""
+        known = range(len(each)) if places is None else places
+        return cls(tuple(each), float(sum(each) + sum(absent)), len(each) + len(absent), tuple(known))
 
 
 @dataclass(frozen=True)
 class FactorStack:
     """The adapters at one site, as stored: nothing is folded or cast yet.
 
-    Adapter t contributes D_t = coefficients[t] * B_t A_t, where coefficients[t] = weight * scale.
+    Adapter t contributes D_t = coefficients[t] * B_t A_t, where coefficients[t] = weight * scale. A coefficient is a number,
+    or a tensor over the batch axes once a transform has made it differ between the sites of a batch.
 
     Shapes: a[t] (..., r_t, d_in), b[t] (..., d_out, r_t) in any floating dtype.
     """
 
     a: tuple[Float[Tensor, "*batch _ d_in"], ...]
     b: tuple[Float[Tensor, "*batch d_out _"], ...]
-    coefficients: tuple[float, ...]
+    coefficients: tuple[float | Tensor, ...]
     weights: Weights
 
     def __len__(self) -> int:
@@ -67,17 +81,23 @@ class FactorStack:
     def d_out(self) -> int:
         return self.b[0].shape[-2]
 
+    @property
+    def batch(self) -> torch.Size:
+        return self.a[0].shape[:-2]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of arithmetic on the factors: float64 when all of them are, else float32."""
+        return torch.float64 if all(x.dtype == torch.float64 for x in (*self.a, *self.b)) else COMPUTE
+
     def folded_a(self, t: int) -> Float[Tensor, "*batch r d_in"]:
         """A_t in compute dtype."""
-        return _compute(self.a[t])
+        return self.a[t].to(self.dtype)
 
     def folded_b(self, t: int) -> Float[Tensor, "*batch d_out r"]:
         """c_t B_t in compute dtype."""
-        return _compute(self.b[t]) * self.coefficients[t]
-
-
-def _compute(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.to(COMPUTE)
+        c = self.coefficients[t]
+        return self.b[t].to(self.dtype) * (c.to(self.dtype)[..., None, None] if isinstance(c, Tensor) else c)
 
 
 @dataclass(frozen=True)
@@ -99,12 +119,62 @@ class LowRank:
 class Core:
     """All deltas of one site in a common pair of orthonormal bases: D_t = q_b @ cores[t] @ q_a.T, without loss.
 
-    Shapes: q_b (..., d_out, q_b), q_a (..., d_in, q_a), cores (..., n, q_b, q_a) float64.
+    [c_1 B_1 | .. | c_n B_n] = q_b r_b and [A_1; ..; A_n]^T = q_a r_a, so cores[t] = r_b[:, t] r_a[:, t]^T, where the columns
+    [:, t] are the `ranks[t]` columns of adapter t. `eps` is the relative spacing of the inputs, see `nrank`.
+
+    Shapes: q_b (..., d_out, q_b), q_a (..., d_in, q_a) in compute dtype; r_b (..., q_b, R), r_a (..., q_a, R) float64.
     """
 
     q_b: Float[Tensor, "*batch d_out q_b"]
     q_a: Float[Tensor, "*batch d_in q_a"]
-    cores: Float[Tensor, "*batch n q_b q_a"]
+    r_b: Float[Tensor, "*batch q_b R"]
+    r_a: Float[Tensor, "*batch q_a R"]
+    ranks: tuple[int, ...]
+    eps: float
+
+    def __len__(self) -> int:
+        return len(self.ranks)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(d_out, d_in) of the site."""
+        return self.q_b.shape[-2], self.q_a.shape[-2]
+
+    @cached_property
+    def pairs(self) -> tuple[tuple[Tensor, Tensor], ...]:
+        """The columns of r_b and r_a that belong to each adapter."""
+        return tuple(zip(self.r_b.split(self.ranks, -1), self.r_a.split(self.ranks, -1), strict=True))
+
+    @cached_property
+    def cores(self) -> Float[Tensor, "*batch n q_b q_a"]:
+        """M_t, one per adapter, in the order of the stack."""
+        return torch.stack([b @ a.mT for b, a in self.pairs], -3)
+
+    @cached_property
+    def sum(self) -> Float[Tensor, "*batch q_b q_a"]:
+        """The sum of all M_t."""
+        return self.r_b @ self.r_a.mT
+
+    @cached_property
+    def norms(self) -> Float[Tensor, "*batch n"]:
+        """||D_t||_F."""
+        return torch.linalg.matrix_norm(self.cores)
+
+    @cached_property
+    def svds(self) -> tuple[tuple[Tensor, Tensor, Tensor], ...]:
+        """(U_t, S_t, V_t) of every M_t, min(r_t, q_b, q_a) columns; those beyond the numerical rank are exactly zero."""
+        return tuple(_product_svd(b, a, self.eps) for b, a in self.pairs)
+
+    def combine(self, coefficients: Float[Tensor, "*batch n"]) -> InCore:
+        """The delta sum_t coefficients[t] D_t."""
+        each = [coefficients[..., t, None].expand(*coefficients.shape[:-1], r) for t, r in enumerate(self.ranks)]
+        return InCore(self, (self.r_b * torch.cat(each, -1)[..., None, :].to(self.r_b)) @ self.r_a.mT)
+
+    def sites(self) -> Iterator[Core]:
+        """The cores of a batch one by one, for steps whose sizes depend on the data."""
+        flat = [x.reshape(-1, *x.shape[-2:]) for x in (self.q_b, self.q_a, self.r_b, self.r_a)]
+        for q_b, q_a, r_b, r_a in zip(*flat, strict=True):
+            yield Core(q_b, q_a, r_b, r_a, self.ranks, self.eps)
 
 
 @dataclass(frozen=True)
@@ -119,6 +189,8 @@ class InCore:
 class Spectral:
     """Singular value decomposition of a merged delta, not yet multiplied out: (q_b u) diag(s) (q_a v)^T.
 
+    Values beyond the numerical rank are exactly zero.
+
     Shapes: q_b (..., d_out, q_b), u (..., q_b, k), s (..., k) descending, v (..., q_a, k), q_a (..., d_in, q_a).
     """
 
@@ -127,3 +199,190 @@ class Spectral:
     s: Float[Tensor, "*batch k"]
     v: Float[Tensor, "*batch q_a k"]
     q_a: Float[Tensor, "*batch d_in q_a"]
+
+    @property
+    def rank(self) -> int:
+        """Numerical rank, the largest of a batch."""
+        return int((self.s > 0).sum(-1).max()) if self.s.numel() else 0
+
+    def with_values(self, s: Float[Tensor, "*batch k"]) -> Spectral:
+        """The same directions with other singular values, put into descending order again."""
+        s, order = torch.sort(s, dim=-1, descending=True, stable=True)
+        u, v = (torch.take_along_dim(x, order[..., None, :], -1) for x in (self.u, self.v))
+        return replace(self, u=u, s=s, v=v)
+
+    def cut(self, k: int) -> LowRank:
+        """The best approximation of rank k, balanced: B = U sqrt(S), A = sqrt(S) V^T, padded with zeros where there is less.
+
+        The largest entry by magnitude of every column of B is positive, the first one on a tie.
+
+        Shapes: b (..., d_out, k), a (..., k, d_in), dtype of the bases.
+        """
+        root = self.s[..., None, :k].sqrt()
+        b = self.q_b @ (self.u[..., :k] * root).to(self.q_b)
+        a = (self.v[..., :k] * root).mT.to(self.q_a) @ self.q_a.mT
+        if b.shape[-1]:
+            top = torch.take_along_dim(b, b.abs().argmax(-2, keepdim=True), -2)
+            sign = torch.where(top < 0, -1.0, 1.0).to(b)
+            b, a = b * sign, a * sign.mT
+        return pad(LowRank(b, a), k)
+
+
+def gram(stack: FactorStack) -> Float[Tensor, "*batch n n"]:
+    """G_ij = <D_i, D_j>_F of the weighted deltas, from products of factors only.
+
+    G_ij = c_i c_j times the sum over entries of (A_i A_j^T) * (B_i^T B_j), float64.
+    """
+    a, b = _joined(stack)
+    return _scaled(_blocks((a @ a.mT) * (b.mT @ b), stack.ranks), stack)
+
+
+def rowwise_gram(stack: FactorStack) -> Float[Tensor, "*batch d_out n n"]:
+    """Inner products of the deltas row by row: G[row, i, j] = D_i[row] . D_j[row], float64."""
+    a, b = _joined(stack)
+    rows = [
+        torch.stack([x.sum(-1) for x in (part @ inner * b).split(stack.ranks, -1)], -1)
+        for part, inner in zip(b.split(stack.ranks, -1), (a @ a.mT).split(stack.ranks, -2), strict=True)
+    ]
+    return _scaled(torch.stack(rows, -2), stack)
+
+
+def norms(stack: FactorStack) -> Float[Tensor, "*batch n"]:
+    """||D_t||_F of the weighted deltas, float64."""
+    each = [norm(LowRank(b, a)) for b, a in zip(stack.b, stack.a, strict=True)]
+    return torch.stack(each, -1) * _coefficients(stack).abs()
+
+
+def concat(stack: FactorStack, coefficients: Tensor | Sequence[float]) -> LowRank:
+    """sum_t c'_t D_t as factors [c'_1 B_1 | .. | c'_n B_n] and [A_1; ..; A_n], rank R; B_t folded.
+
+    Shapes: coefficients (..., n), or (..., d_out, n) for one combination per output row.
+    """
+    c = torch.as_tensor(coefficients, dtype=torch.float64, device=stack.b[0].device)
+    c = c if c.ndim == stack.b[0].ndim else c[..., None, :]
+    b = [(stack.folded_b(t) * c[..., t, None].to(stack.dtype)) for t in range(len(stack))]
+    return LowRank(torch.cat(b, -1), torch.cat([stack.folded_a(t) for t in range(len(stack))], -2))
+
+
+def core(stack: FactorStack) -> Core:
+    """The exact small core of a stack: thin QR of the joined B and of the joined A, any ranks, R > d included."""
+    exact = stack.dtype == torch.float64
+    a, b = _joined(stack)
+    q_b, r_b = orthonormal(b, exact)
+    q_a, r_a = orthonormal(a.mT, exact)
+    # Folding after the QR keeps adapters that share a factor on exactly the same directions, whatever their weights.
+    c = torch.repeat_interleave(_coefficients(stack), torch.tensor(stack.ranks, device=b.device), -1)
+    eps = torch.finfo(stack.dtype).eps
+    return Core(q_b.to(stack.dtype), q_a.to(stack.dtype), r_b * c[..., None, :], r_a, stack.ranks, eps)
+
+
+def orthonormal(x: Float[Tensor, "*batch d k"], exact: bool = True) -> tuple[Tensor, Tensor]:
+    """Q, R with x = Q R and Q^T Q = 1, in float64; R is min(d, k) x k and Q d x min(d, k).
+
+    `exact` demands Householder QR. Otherwise the Cholesky factor of the Gram matrix of the normalised columns serves where
+    they are well conditioned, which is the common case and several times faster.
+    """
+    x = x.double()
+    if exact or x.shape[-1] >= x.shape[-2]:
+        return _householder(x)
+    small = x.mT @ x
+    scale = small.diagonal(dim1=-2, dim2=-1).sqrt()
+    lower, failed = torch.linalg.cholesky_ex(small / (scale[..., :, None] * scale[..., None, :]))
+    inverse = torch.linalg.solve_triangular(lower.mT, torch.eye(x.shape[-1]).to(x).expand_as(lower), upper=True)
+    condition = torch.linalg.matrix_norm(lower) * torch.linalg.matrix_norm(inverse)
+    safe = (failed == 0) & (condition < CONDITION_LIMIT)
+    if not bool(safe.any()):
+        return _householder(x)
+    q, r = ((inverse / scale[..., :, None]).mT @ x.mT).mT, lower.mT * scale[..., None, :]
+    if not bool(safe.all()):
+        q[~safe], r[~safe] = _householder(x[~safe])
+    return q, r
+
+
+def _householder(x: Tensor) -> tuple[Tensor, Tensor]:
+    q, r = torch.linalg.qr(x)
+    return q, r
+
+
+def nrank(s: Float[Tensor, "*batch k"], shape: Sequence[int], eps: float) -> Int[Tensor, "*batch"]:
+    """Numerical rank: how many singular values exceed max(shape) * eps * the largest; 0 for the zero matrix."""
+    return (s > max(shape) * eps * s[..., :1]).sum(-1)
+
+
+def svd(x: Float[Tensor, "*batch m p"], eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(U, S, V) with x = U diag(S) V^T, min(m, p) columns; everything beyond the numerical rank is exactly zero."""
+    u, s, vh = torch.linalg.svd(x.double(), full_matrices=False)
+    return _masked(u, s, vh.mT, x.shape[-2:], eps)
+
+
+def polar(x: Float[Tensor, "*batch m p"], eps: float) -> Float[Tensor, "*batch m p"]:
+    """U V^T over the numerical rank of x = U S V^T: the nearest partial isometry; zero for the zero matrix."""
+    u, _, v = svd(x, eps)
+    return u @ v.mT
+
+
+def decompose(delta: LowRank | InCore) -> Spectral:
+    """Singular values and vectors of a merged delta by way of its small core; a zero delta has all values 0."""
+    if isinstance(delta, InCore):
+        u, s, v = svd(delta.matrix, delta.core.eps)
+        return Spectral(delta.core.q_b, u, s, v, delta.core.q_a)
+    exact = delta.b.dtype == torch.float64
+    q_b, r_b = orthonormal(delta.b, exact)
+    q_a, r_a = orthonormal(delta.a.mT, exact)
+    u, s, v = svd(r_b @ r_a.mT, torch.finfo(torch.float64 if exact else COMPUTE).eps)
+    dtype = torch.float64 if exact else COMPUTE
+    return Spectral(q_b.to(dtype), u, s, v, q_a.to(dtype))
+
+
+def pad(delta: LowRank, k: int) -> LowRank:
+    """The same delta with rank k or its own, whichever is larger: zero columns of B and zero rows of A are added."""
+    missing = k - delta.rank
+    if missing <= 0:
+        return delta
+    b = torch.nn.functional.pad(delta.b, (0, missing))
+    return LowRank(b, torch.nn.functional.pad(delta.a, (0, 0, 0, missing)))
+
+
+def norm(delta: LowRank | InCore | Spectral) -> Float[Tensor, "*batch"]:
+    """||D||_F, float64."""
+    if isinstance(delta, Spectral):
+        return torch.linalg.vector_norm(delta.s, dim=-1)
+    if isinstance(delta, InCore):
+        return torch.linalg.matrix_norm(delta.matrix)
+    a, b = delta.a.double(), delta.b.double()
+    return ((a @ a.mT) * (b.mT @ b)).sum((-2, -1)).clamp_min(0).sqrt()
+
+
+def _masked(u: Tensor, s: Tensor, v: Tensor, shape: Sequence[int], eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    keep = torch.arange(s.shape[-1], device=s.device) < nrank(s, shape, eps)[..., None]
+    return u * keep[..., None, :], s * keep, v * keep[..., None, :]
+
+
+def _product_svd(b: Tensor, a: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """SVD of b a^T by way of the r x r product of triangular factors; the rank is judged at the size of b a^T."""
+    q_b, r_b = torch.linalg.qr(b)
+    q_a, r_a = torch.linalg.qr(a)
+    u, s, vh = torch.linalg.svd(r_b @ r_a.mT, full_matrices=False)
+    return _masked(q_b @ u, s, q_a @ vh.mT, (b.shape[-2], a.shape[-2]), eps)
+
+
+def _joined(stack: FactorStack) -> tuple[Float[Tensor, "*batch R d_in"], Float[Tensor, "*batch d_out R"]]:
+    """[A_1; ..; A_n] and [B_1 | .. | B_n] in float64, coefficients not folded in."""
+    return torch.cat([a.double() for a in stack.a], -2), torch.cat([b.double() for b in stack.b], -1)
+
+
+def _coefficients(stack: FactorStack) -> Float[Tensor, "*batch n"]:
+    each = [torch.as_tensor(c, dtype=torch.float64, device=stack.a[0].device) for c in stack.coefficients]
+    return torch.stack([c.expand(stack.batch) for c in each], -1)
+
+
+def _blocks(x: Float[Tensor, "*batch R R"], ranks: Sequence[int]) -> Float[Tensor, "*batch n n"]:
+    """The sum over each block of adapter i against adapter j."""
+    rows = torch.stack([part.sum(-2) for part in x.split(ranks, -2)], -2)
+    return torch.stack([part.sum(-1) for part in rows.split(ranks, -1)], -1)
+
+
+def _scaled(x: Float[Tensor, "*batch n n"], stack: FactorStack) -> Float[Tensor, "*batch n n"]:
+    c = _coefficients(stack)
+    outer = c[..., :, None] * c[..., None, :]
+    return x * (outer if x.ndim == outer.ndim else outer[..., None, :, :])

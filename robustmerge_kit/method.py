@@ -9,16 +9,16 @@ site under `missing: zero`, are not handed over; `Weights` counts them for metho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from .factors import FactorStack, LowRank, Weights
+from .factors import Core, FactorStack, LowRank, Weights
 
 
 class Params(BaseModel):
@@ -38,10 +38,71 @@ class Params(BaseModel):
 
 
 class Draws(Protocol):
-    """Random numbers keyed by (seed, site, adapter, purpose): independent of order, threads, tiles and device."""
+    """Random numbers keyed by (seed, site, adapter, purpose): independent of order, threads, tiles and device.
 
-    def uniform(self, adapter: int, purpose: str, like: Tensor) -> Tensor:
-        """Uniforms in [0, 1), float32, of the shape of `like`, for the adapter at that position of the stack."""
+    Draws also know where the tensors at hand lie in their object, since an object may be handed over in blocks of rows.
+    """
+
+    def uniform(self, adapter: int | None, purpose: str, like: Tensor) -> Tensor:
+        """Uniforms in [0, 1), float32, of the shape of `like`, for the adapter at that position of the stack.
+
+        adapter None: one key for the whole stack, the same for any order of its adapters.
+        """
+        ...
+
+    def first_entry(self, cols: int) -> int:
+        """Flat index, counted as the survey counted, of the first entry of a block with that many columns."""
+        ...
+
+    def own(self, stats: Stats) -> Stats:
+        """Of numbers per adapter of a whole survey, those of the adapters at hand: a survey may span sites some of them lack."""
+        ...
+
+
+Of = Callable[[Tensor, Draws], Tensor]
+"""What a survey looks at: a block x (..., n, rows, cols) and its draws -> values (..., m, rows, cols), m = n or 1."""
+
+Stats = Mapping[str, Tensor]
+"""What a survey found out, by name; each (..., n), or (..., 1) where it is one number for all adapters."""
+
+
+class Order(NamedTuple):
+    """The entry at one position of the ascending order: its value, and how many entries are smaller and equal.
+
+    Shapes: each (..., m); counts int64.
+    """
+
+    value: Tensor
+    below: Tensor
+    equal: Tensor
+
+
+class Whole(Protocol):
+    """All entries of every adapter at a site, or at all sites with `scope: global`: exact numbers over blocks of rows."""
+
+    @property
+    def numel(self) -> tuple[int, ...]:
+        """Number of entries of each adapter."""
+        ...
+
+    def order(self, of: Of, *positions: Sequence[int] | Tensor, signed: bool = False) -> tuple[Order, ...]:
+        """Exact order statistics of `of`, one per element of `positions`: 0-based, in ascending order, per lane.
+
+        signed: values may be negative; without it they must not be.
+
+        Shapes: positions broadcast to (..., m).
+        """
+        ...
+
+    def locate(self, of: Of, value: Tensor, nth: Tensor) -> Tensor:
+        """Flat index of the entry that is the nth (0-based) among those where `of` equals value; -1 where nth is negative.
+
+        Shapes: value, nth (..., m) -> (..., m) int64.
+        """
+        ...
+
+    def total(self, of: Of) -> Tensor:
+        """Sum of `of` over all entries, (..., m) float64."""
         ...
 
 
@@ -52,6 +113,10 @@ class Method:
     rank: (ranks of the adapters at a site, params) -> rank of the result, an upper bound.
     check: (params, weights of the adapters) -> a sentence why they cannot be merged, or None; asked at plan time.
     adapters: least and largest number of inputs.
+    equal_ranks: all adapters must have one rank. split_dependent: the result depends on how B A is split into factors.
+    output_rank: `sum` admits only the full rank, `required` wants an explicit `output.rank`.
+    random: params -> True when merge draws random numbers. spaces: where the method may run, empty where that is no question.
+    flat_spectrum: the singular values of the result are all alike, so cutting its rank keeps arbitrary directions.
     """
 
     name: str
@@ -62,6 +127,10 @@ class Method:
     adapters: tuple[int, int | None] = (1, None)
     equal_ranks: bool = False
     split_dependent: bool = False
+    output_rank: Literal["any", "sum", "required"] = "any"
+    flat_spectrum: bool = False
+    random: Callable[[Any], bool] = lambda params: False
+    spaces: tuple[str, ...] = ()
     kind: ClassVar[Literal["coefficient", "equivariant", "elementwise", "factor"]]
 
 
@@ -84,11 +153,32 @@ class Coefficient(Method):
 class Equivariant(Method):
     """f(P M_1 Q, ..) = P f(M_1, ..) Q for orthogonal P, Q: the method runs on the small core matrices without loss.
 
-    merge(cores (..., n, q_b, q_a) float64, weights, params) -> merged core (..., q_b, q_a).
+    merge(core, weights, params) -> merged matrix (..., q_b, q_a) float64 in the bases of the core. Besides the matrices M_t
+    the core knows their factors, the size of the site and `eps`, the precision at which ranks are judged.
     """
 
-    merge: Callable[[Float[Tensor, "*batch n q_b q_a"], Weights, Any], Float[Tensor, "*batch q_b q_a"]]
+    merge: Callable[[Core, Weights, Any], Float[Tensor, "*batch q_b q_a"]]
     kind = "equivariant"
+
+
+def no_survey(whole: Whole, params: Any) -> Stats:
+    """The survey of a method that looks at each entry by itself."""
+    return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Elementwise(Method):
+    """The method looks at the entries one by one, in the space that the recipe names.
+
+    merge(x (..., n, rows, cols), weights, params, draws, stats) -> merged (..., rows, cols). x holds the weighted deltas, or
+    what stands for them in the space; rows may be any block of the rows of the object.
+    survey(whole, params) -> stats: what merge must know of all entries before it can treat a block.
+    A method whose params have a field `scope` can be surveyed over all sites together.
+    """
+
+    merge: Callable[[Float[Tensor, "*batch n rows cols"], Weights, Any, Draws, Stats], Float[Tensor, "*batch rows cols"]]
+    survey: Callable[[Whole, Any], Stats] = no_survey
+    kind = "elementwise"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -103,9 +103,19 @@ def open_tensors(path: Path) -> Shard:
 
     Raises: InputError for everything that is not a whole, well-formed tensor file.
     """
-    if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors" or _is_safetensors(path):
         return open_safetensors(path)
     return open_pickle(path)
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file of another suffix starts like safetensors: a plausible header length, then a JSON object."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+    except OSError:
+        return False
+    return len(head) == 9 and head[8:] == b"{" and struct.unpack("<Q", head[:8])[0] <= HEADER_LIMIT
 
 
 # --- safetensors, reading ---------------------------------------------------------------------------------------------
@@ -188,9 +198,11 @@ def open_safetensors(path: Path) -> Shard:
             if size < 8:
                 raise InputError(f"is truncated: {size} bytes, not even a header length", where=where, hint=_AGAIN)
             (length,) = struct.unpack("<Q", head[:8])
+            if head.startswith(b"PK\x03\x04"):
+                raise InputError("is a torch zip file, not safetensors", where=where, hint="rename it to .bin")
             if length > HEADER_LIMIT:
                 raise InputError(
-                    f"is not a safetensors file, or is damaged: announces a header of {length} bytes, the limit is {HEADER_LIMIT}",
+                    f"is no safetensors file, or is damaged: announces a header of {length} bytes, the limit is {HEADER_LIMIT}",
                     where=where,
                     hint=_AGAIN,
                 )
@@ -223,13 +235,16 @@ _AGAIN = "download or copy the file again"
 
 def _refuse_impostor(head: bytes, size: int, where: str) -> None:
     if head.startswith(b"version https://git-lfs"):
-        announced = next((line.split()[1] for line in head.decode("utf-8", "replace").splitlines() if line.startswith("size ")), "?")
+        announced = next(
+            (line.split()[1] for line in head.decode("utf-8", "replace").splitlines() if line.startswith("size ")), "?"
+        )
         raise InputError(
             f"is a Git LFS pointer (the real file has {announced} bytes)",
             where=where,
             hint="run `git lfs pull` in its repository, or download the file again",
         )
-    if head.lstrip()[:1] == b"<":
+    # eight bytes without a zero are no header length below the limit, so a binary file is never taken for text
+    if head.lstrip()[:1] == b"<" and b"\0" not in head[:8]:
         raise InputError("is a web page, not weights", where=where, hint="download it again while logged in, as a raw file")
     if size == 0:
         raise InputError("is truncated: 0 bytes", where=where, hint=_AGAIN)
@@ -262,12 +277,16 @@ def _parse_header(header: bytes, where: str) -> dict[str, Any]:
         raise InputError(f"has a header that is not JSON ({error})", where=where, hint=_AGAIN) from error
     if not isinstance(parsed, dict):
         raise InputError("has a header that is not a JSON object", where=where, hint=_AGAIN)
+    try:
+        "".join(parsed).encode()
+    except UnicodeEncodeError as error:
+        raise InputError("has a header with tensor names that are not text", where=where, hint=_AGAIN) from error
     return parsed  # pyright: ignore[reportUnknownVariableType]
 
 
 def _check_entry(name: str, entry: Any, where: str) -> tuple[TensorSpec, int, int]:
     def whole(value: Any) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+        return type(value) is int and 0 <= value < 2**63
 
     def fail(what: str) -> InputError:
         return InputError(f"tensor {name}: {what}", where=where, hint=_AGAIN)
@@ -284,7 +303,9 @@ def _check_entry(name: str, entry: Any, where: str) -> tuple[TensorSpec, int, in
     begin, end = offsets  # pyright: ignore[reportUnknownVariableType]
     spec = TensorSpec(name, _CODES[code][0], tuple(shape))  # pyright: ignore[reportUnknownArgumentType]
     if begin + spec.nbytes != end:
-        raise fail(f"shape {list(spec.shape)} of {spec.dtype} needs {spec.nbytes} bytes, data_offsets {begin}..{end} hold {end - begin}")
+        raise fail(
+            f"{list(spec.shape)} of {spec.dtype} needs {spec.nbytes} bytes, data_offsets {begin}..{end} hold {end - begin}"
+        )
     return spec, begin, end  # pyright: ignore[reportUnknownVariableType]
 
 
@@ -305,6 +326,35 @@ def _check_spans(spans: list[tuple[int, int, str]], available: int, where: str) 
         raise InputError(
             f"is longer than its header says: {available - position} bytes after the last tensor", where=where, hint=_AGAIN
         )
+
+
+def read_scalar(ref: TensorRef) -> float:
+    """The number in a tensor of one element; from safetensors without torch, so that headers can be read without it.
+
+    Raises: InputError when the tensor has more than one element or is not of a floating point or integer type.
+    """
+    spec = ref.spec
+    if spec.numel != 1 or spec.dtype not in (*_SCALAR_FORMATS, "bfloat16"):
+        raise InputError(f"is {spec.dtype} {list(spec.shape)}, not one number", where=ref.where)
+    if not isinstance(ref, _StoredTensor):
+        return float(ref.read())
+    data = bytearray(spec.nbytes)
+    ref.file.read_into(memoryview(data), ref.offset)
+    if spec.dtype == "bfloat16":
+        return struct.unpack("<f", b"\0\0" + data)[0]
+    return float(struct.unpack(f"<{_SCALAR_FORMATS[spec.dtype]}", data)[0])
+
+
+_SCALAR_FORMATS = {
+    "float64": "d",
+    "float32": "f",
+    "float16": "e",
+    "int64": "q",
+    "int32": "i",
+    "int16": "h",
+    "int8": "b",
+    "uint8": "B",
+}
 
 
 # --- torch pickles, reading -------------------------------------------------------------------------------------------
@@ -338,6 +388,7 @@ def open_pickle(path: Path) -> Shard:
     notes: tuple[str, ...] = ()
     with path.open("rb") as file:
         zipped = file.read(4) == b"PK\x03\x04"
+        size = os.fstat(file.fileno()).st_size
     if not zipped:
         notes = (f"{path.name}: saved before torch 1.6; it cannot be mapped and is read whole",)
     try:
@@ -346,22 +397,32 @@ def open_pickle(path: Path) -> Shard:
         sentence = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if "weights_only" in str(error) or "Unsupported" in sentence or "Weights only" in sentence:
             raise InputError(
-                "this file holds Python objects, not only tensors, and is not opened", where=where,
+                "this file holds Python objects, not only tensors, and is not opened",
+                where=where,
                 hint="convert it with a tool you trust; rmkit never runs pickled code",
             ) from error
         raise InputError(f"is not a whole torch file ({sentence[:200]})", where=where, hint=_AGAIN) from error
     if not isinstance(loaded, Mapping):
-        raise InputError(f"holds a {type(loaded).__name__}, not a dictionary of tensors", where=where)
+        raise InputError(
+            f"holds a {type(loaded).__name__}, not a dictionary of tensors",
+            where=where,
+            hint="a numbered diffusion LoRA of 2022/23 is a list of pairs; convert it with the tool that wrote it"
+            if isinstance(loaded, list)
+            else "",
+        )
     tensors: dict[str, TensorRef] = {}
     for name, value in loaded.items():  # pyright: ignore[reportUnknownVariableType]
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise InputError(
-                f"entry {str(name)[:80]!r} is a {type(value).__name__}, not a tensor", where=where,  # pyright: ignore
+                f"entry {str(name)[:80]!r} is a {type(value).__name__}, not a tensor",
+                where=where,  # pyright: ignore
                 hint="save the tensors alone, e.g. the adapter's state dict",
             )
         dtype = str(value.dtype).removeprefix("torch.")
         if value.layout != torch.strided or value.is_quantized or dtype not in ITEMSIZE:
             raise InputError(f"tensor {name}: {dtype} {value.layout} is not supported", where=where)
+        if value.numel() * value.element_size() > size:
+            raise InputError(f"tensor {name}: {list(value.shape)} of {dtype} is larger than the whole file", where=where)
         tensors[name] = _LoadedTensor(TensorSpec(name, dtype, tuple(value.shape)), path, value)
     return Shard(path, tensors, {}, notes)
 

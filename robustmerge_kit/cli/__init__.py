@@ -1,0 +1,66 @@
+"""The command line: parse, call the library, print, exit. One file per command family; the only place that prints."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+import click
+
+from .. import __version__
+from .failures import guarded
+
+COMMANDS = {
+    "run": ("run", "Merge: recipe in, adapter out."),
+    "plan": ("plan", "Show what a recipe would do; reads headers only."),
+    "validate": ("plan", "Check recipes and their inputs; the exit code says it."),
+    "methods": ("methods", "List the merge methods, or print one method's manual page."),
+    "schema": ("methods", "Print the JSON Schema of a recipe, for editors."),
+    "init": ("start", "Write a commented recipe for some adapters."),
+    "inspect": ("inspect", "Show what adapters consist of, and what is wrong with them."),
+}
+"""Command -> module and one-line help, so that `--help` imports none of them."""
+
+
+class LazyGroup(click.Group):
+    """Imports a command's module when that command is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f".{COMMANDS[cmd_name][0]}", __name__)
+        return getattr(module, cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            import difflib
+
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            if near:
+                error.message += f" Did you mean {near[0]!r}?"
+            raise
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="rmkit")
+def rmkit() -> None:
+    """Merge LoRA adapters of one base model, described by a recipe.
+
+    Exit codes: 0 done, 1 the answer is no, 2 command line or recipe, 3 input, 4 plan, 5 output, 6 plugin, 70 bug,
+    130 interrupted, 143 terminated.
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the `rmkit` command."""
+    sys.exit(guarded(rmkit, list(sys.argv[1:] if arguments is None else arguments)))

@@ -5,110 +5,301 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, GetJsonSchemaHandler, PrivateAttr, Tag, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 Scalar = float | int | bool | str
 Space = Literal["full", "core", "knots", "ctm", "factor"]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=False)
+class Strict(BaseModel):
+    """Closed, immutable, no silent conversion between types; infinities and NaN are not numbers here."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class Filtered(_Strict):
-    """One line of a filter list: the value for tensors whose name contains `filter`; without `filter`, for all others."""
-
-    filter: str | None = None
-    value: Scalar | list[float]
+Text = Annotated[str, Field(min_length=1)]
+Gradient = Annotated[list[float], Field(min_length=1)]
 
 
-Value = Scalar | list[float] | list[Filtered]
+def _one_of(**forms: str) -> Discriminator:
+    """Chooses a union's member by `_form`, so that a mistake is judged by the form its author meant; see problems.py."""
+    return Discriminator(
+        lambda value: _form(value, forms), custom_error_type="form", custom_error_message="|".join(forms.values())
+    )
+
+
+def _form(value: Any, forms: dict[str, str]) -> str | None:
+    if isinstance(value, BaseModel):
+        value = value.model_dump()
+    if isinstance(value, dict):
+        named = [form for form in forms if form in value]
+        form = named[0] if named else "options"
+    elif isinstance(value, list):
+        form = "filters" if any(isinstance(item, dict | BaseModel) for item in value) else "gradient"
+    elif isinstance(value, bool):
+        form = "scalar"
+    elif isinstance(value, int | float):
+        form = "number" if "number" in forms else "scalar"
+    elif isinstance(value, str):
+        form = "name" if "name" in forms else "scalar"
+    else:
+        return None
+    return f"<{form}>" if form in forms else None
+
+
+class Filtered(Strict):
+    """One line of a filter list: the value for the tensors it describes; a line that describes none is for all others."""
+
+    filter: str | None = Field(default=None, description="Text that the name of the tensor must contain; left out: any name.")
+    layers: tuple[int, int] | None = Field(
+        default=None,
+        strict=False,
+        description="First layer and the layer after the last one, [0, 16]; a gradient in `value` then runs over these layers.",
+    )
+    value: Annotated[
+        Annotated[Scalar, Tag("<scalar>")] | Annotated[Gradient, Tag("<gradient>")],
+        _one_of(scalar="a number, true or false, text", gradient="a list of numbers"),
+    ] = Field(description="The value: a scalar, or a gradient over the layers.")
+
+
+Value = Annotated[
+    Annotated[Scalar, Tag("<scalar>")]
+    | Annotated[Gradient, Tag("<gradient>")]
+    | Annotated[list[Filtered], Field(min_length=1), Tag("<filters>")],
+    _one_of(scalar="a number, true or false, text", gradient="a list of numbers", filters="a list of {filter, value}"),
+]
 """A scalar, a gradient over the layers (numbers, interpolated linearly), or a filter list (first match wins)."""
 
-SpaceChoice = Space | dict[Space, dict[str, Any]]
+Parameters = dict[str, Value]
+
+
+class CoreOptions(Strict):
+    """Options of `space: core`."""
+
+    basis: Literal["factors", "deltas"] = Field(
+        default="factors", description="Where the common basis comes from: the factors (as published) or the deltas."
+    )
+
+
+class CtmOptions(Strict):
+    """Options of `space: ctm`."""
+
+    rank: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="Rank of the common basis; default: the largest."
+    )
+    beta: Annotated[float, Field(ge=0, le=1)] = Field(default=0.25, description="Balance of norms: 1 none, 0 all equal.")
+    tol: Annotated[float, Field(gt=0)] = Field(default=1e-6, description="Stop when a sweep changes the error by less.")
+    max_iter: Annotated[int, Field(ge=1)] = Field(default=1000, description="Largest number of sweeps.")
+
+
+class NoOptions(Strict):
+    """A space without options."""
+
+
+SPACE_OPTIONS: dict[str, type[Strict]] = {
+    "full": NoOptions,
+    "core": CoreOptions,
+    "knots": NoOptions,
+    "ctm": CtmOptions,
+    "factor": NoOptions,
+}
+
+SpaceChoice = Annotated[
+    Annotated[Space, Tag("<name>")]
+    | Annotated[dict[Space, dict[str, Any]], Field(min_length=1, max_length=1), Tag("<options>")],
+    _one_of(name="the name of a space", options="{name: {option: value}}"),
+]
 """A space by name, or with its options: {ctm: {rank: 16}}."""
 
-Step = dict[str, dict[str, Any]] | str
+Step = Annotated[
+    Annotated[Text, Tag("<name>")] | Annotated[dict[str, dict[str, Any]], Field(min_length=1, max_length=1), Tag("<options>")],
+    _one_of(name="the name of a step", options="{name: {parameter: value}}"),
+]
 """A transform by name, or with its parameters: {norm_balance: {beta: 0.25}}."""
 
 
-class AdapterEntry(_Strict):
-    """One input."""
+class AdapterEntry(Strict):
+    """One input; its short form is the reference alone."""
 
-    adapter: str
-    name: str | None = None
-    adapter_name: str | None = None
-    rename: dict[str, str] = Field(default_factory=dict)
-    alpha: float | None = None
-    parameters: dict[str, Value] = Field(default_factory=dict)
+    adapter: Text = Field(
+        description="Folder relative to this file, or org/name[@revision][:subfolder] on the Hub.",
+        examples=["adapters/iconqa", "org/name@main"],
+    )
+    name: Text | None = Field(default=None, description="Its name in messages, in the card and for `extras: {first: NAME}`.")
+    adapter_name: Text | None = Field(
+        default=None, description="Which adapter to take from a file that holds several, by the name inside its keys."
+    )
+    rename: dict[str, str] = Field(
+        default_factory=dict,
+        description="Beginnings of module names to replace, {old: new}, where inputs name modules differently.",
+    )
+    alpha: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="lora_alpha, for files without a configuration that says it."
+    )
+    parameters: Parameters = Field(
+        default_factory=dict,
+        description="Parameters of this input: weight (default 1), and those the method takes per adapter; they win over the "
+        "recipe's `parameters`.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, data: Any) -> Any:
+        return {"adapter": data} if isinstance(data, str) else data
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        full = handler.resolve_ref_schema(handler(core_schema))
+        short = {"type": "string", "minLength": 1, "description": "The reference alone."}
+        return {"title": cls.__name__, "anyOf": [short, full]}
 
 
-class Override(_Strict):
+class Override(Strict):
     """Other settings for the sites whose module path matches the glob; the first override that matches wins."""
 
-    match: str
-    merge_method: str | None = None
-    space: SpaceChoice | None = None
-    parameters: dict[str, Value] = Field(default_factory=dict)
+    match: Text = Field(description="Glob over the whole module path, case-sensitive.", examples=["*.mlp.*"])
+    merge_method: Text | None = Field(default=None, description="Method for these sites.")
+    space: SpaceChoice | None = Field(default=None, description="Space for these sites; element-wise methods only.")
+    parameters: Parameters = Field(
+        default_factory=dict,
+        description="Parameters for these sites; they win over the adapters' and the recipe's, key by key.",
+    )
 
 
-class EnergyRank(_Strict):
-    energy: Annotated[float, Field(gt=0, le=1)]
+class EnergyRank(Strict):
+    """The smallest rank that keeps this share of the squared norm, per site."""
+
+    energy: Annotated[float, Field(gt=0, le=1)] = Field(description="Share of the squared norm to keep, in (0, 1].")
 
 
-class Budget(_Strict):
-    average: Annotated[float, Field(gt=0)]
-    score: Literal["relative", "absolute"] = "relative"
-    cost: Literal["rank", "params"] = "rank"
-    cap: Annotated[int, Field(ge=1)] | None = None
+class Budget(Strict):
+    """A total rank, spent where it keeps most."""
+
+    average: Annotated[float, Field(gt=0)] = Field(description="Rank per site on average.")
+    score: Literal["relative", "absolute"] = Field(
+        default="relative", description="What is kept: energy relative to the site's own, or absolute."
+    )
+    cost: Literal["rank", "params"] = Field(default="rank", description="What is spent: ranks, or parameters.")
+    cap: Annotated[int, Field(ge=1)] | None = Field(default=None, description="Largest rank of one site.")
 
 
-class BudgetRank(_Strict):
-    budget: Budget
+class BudgetRank(Strict):
+    """Ranks by a budget over all sites."""
+
+    budget: Budget = Field(description="The budget.")
 
 
-RankRule = Literal["auto", "sum", "max"] | Annotated[int, Field(ge=1)] | EnergyRank | BudgetRank
+RankRule = Annotated[
+    Annotated[Literal["auto", "sum", "max"], Tag("<name>")]
+    | Annotated[int, Field(ge=1), Tag("<number>")]
+    | Annotated[EnergyRank, Tag("<energy>")]
+    | Annotated[BudgetRank, Tag("<budget>")],
+    _one_of(name="auto, sum or max", number="a whole number", energy="{energy: 0.99}", budget="{budget: {average: 16}}"),
+]
 
 
-class Output(_Strict):
+class Output(Strict):
     """What is written."""
 
-    kind: Literal["adapter", "model"] = "adapter"
-    path: str | None = None
-    rank: RankRule = "auto"
-    dtype: Literal["float32", "float16", "bfloat16"] | None = None
-    format: Literal["peft", "llava", "same"] = "peft"
-    weights: Literal["safetensors", "bin"] | None = None
-    for_: Literal["peft", "vllm", "sglang", "tgi", "gguf"] | None = Field(default=None, alias="for")
-    uniform: bool = True
-    allow_arbitrary_truncation: bool = False
+    kind: Literal["adapter", "model"] = Field(default="adapter", description="A merged adapter, or the base with it folded in.")
+    path: Text | None = Field(
+        default=None, description="Folder to write, relative to this file; OUT on the command line wins over it."
+    )
+    rank: RankRule = Field(
+        default="auto",
+        description="Rank of the result: auto (the method's own), sum or max of the inputs' ranks, a number, {energy: 0.99}, or "
+        "{budget: {average: 16}}.",
+    )
+    dtype: Literal["float32", "float16", "bfloat16"] | None = Field(
+        default=None,
+        description="Type of the written numbers; default: the inputs' own. Arithmetic is float32 or better always.",
+    )
+    format: Literal["peft", "llava", "same"] = Field(
+        default="peft", description="Layout: PEFT, the folder LLaVA's evaluation loads, or the same as the inputs'."
+    )
+    weights: Literal["safetensors", "bin"] | None = Field(
+        default=None, description="Kind of weights file; default: what the format is known by."
+    )
+    for_: Literal["peft", "vllm", "sglang", "tgi", "gguf"] | None = Field(
+        default=None, alias="for", description="Program that will serve the result; its limits are checked when planning."
+    )
+    uniform: bool = Field(default=True, description="One rank for all sites; false (only with for: peft) writes rank_pattern.")
+    allow_arbitrary_truncation: bool = Field(
+        default=False, description="Cut the rank even where the spectrum is flat, so that what survives is arbitrary."
+    )
 
 
-class FirstOf(_Strict):
-    first: str
+class FirstOf(Strict):
+    """Take the tensors of one named adapter."""
+
+    first: Text = Field(description="Name of the adapter.")
 
 
-class Recipe(_Strict):
+Extras = Annotated[
+    Annotated[Literal["mean", "first", "drop", "error"], Tag("<name>")] | Annotated[FirstOf, Tag("<first>")],
+    _one_of(name="mean, first, drop or error", first="{first: NAME}"),
+]
+
+
+class Settings(Strict):
+    """Keys that rmkit's own recipes and mergekit's share."""
+
+    merge_method: Text = Field(description="Method that merges every site no override changes; `rmkit methods` lists them.")
+    parameters: Parameters = Field(
+        default_factory=dict,
+        description="Parameters of the method for all adapters; `rmkit methods NAME` explains them. A value is a scalar, a "
+        "gradient over the layers [first, .., last], or a filter list [{filter: text, value: v}, .., {value: v}].",
+    )
+    space: SpaceChoice | None = Field(
+        default=None, description="Where an element-wise method runs: full (default), core, knots, ctm or factor."
+    )
+    overrides: tuple[Override, ...] = Field(
+        default=(), strict=False, description="Other settings for some sites; the first glob that matches wins."
+    )
+    pre: tuple[Step, ...] = Field(
+        default=(),
+        strict=False,
+        description="Steps before the method, in order, for all sites: [{norm_balance: {beta: 0.25}}].",
+    )
+    post: tuple[Step, ...] = Field(
+        default=(),
+        strict=False,
+        description="Steps after the method, in order, for all sites: [{rescale_output: {to: mean_norm}}].",
+    )
+    base_model: Text | None = Field(
+        default=None, description="The base, as folder or org/name; needed to fold, and for inputs that depend on it."
+    )
+    seed: int = Field(default=0, description="Seed of methods that draw random numbers.")
+    missing: Literal["error", "zero", "renormalize"] = Field(
+        default="error",
+        description="A site that only some adapters have: error, zero (the others count as zero) or renormalize (they do not count).",
+    )
+    extras: Extras = Field(
+        default="error",
+        description="Tensors outside LoRA that differ (heads, projectors): mean, first, {first: NAME}, drop or error.",
+    )
+    allow: tuple[Literal["unmatched", "modified_init"], ...] = Field(
+        default=(),
+        strict=False,
+        description="Known dangers to accept: unmatched names, adapters whose base was modified at init.",
+    )
+    output: Output = Field(default_factory=Output, description="What is written, and where.")
+    name: Text | None = Field(default=None, description="Name of the merge, for the card.")
+    meta: dict[str, Any] | str | None = Field(default=None, description="Text or keys for the card.")
+
+
+class Recipe(Settings):
     """A merge, fully described: recipe plus inputs determine the result."""
 
-    merge_method: str
-    adapters: Annotated[tuple[AdapterEntry, ...], Field(min_length=1)]
-    parameters: dict[str, Value] = Field(default_factory=dict)
-    space: SpaceChoice | None = None
-    overrides: tuple[Override, ...] = ()
-    pre: tuple[Step, ...] = ()
-    post: tuple[Step, ...] = ()
-    base_model: str | None = None
-    seed: int = 0
-    missing: Literal["error", "zero", "renormalize"] = "error"
-    extras: Literal["mean", "first", "drop", "error"] | FirstOf = "error"
-    allow: tuple[Literal["unmatched", "modified_init"], ...] = ()
-    output: Output = Field(default_factory=Output)
-    name: str | None = None
-    meta: dict[str, Any] | str | None = None
+    adapters: tuple[AdapterEntry, ...] = Field(
+        min_length=1, strict=False, description="The inputs: references, or mappings with `adapter` and settings of its own."
+    )
 
     _text: str = PrivateAttr(default="")
     _path: Path | None = PrivateAttr(default=None)
+    _notes: tuple[str, ...] = PrivateAttr(default=())
 
     @property
     def text(self) -> str:
@@ -119,3 +310,13 @@ class Recipe(_Strict):
     def place(self) -> Path:
         """The folder relative paths start from: the recipe file's, else the working folder."""
         return self._path.parent if self._path else Path.cwd()
+
+    @property
+    def title(self) -> str:
+        """The recipe's `name`, else its file's, without a suffix."""
+        return self.name or (self._path.stem if self._path else "recipe")
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user must be told once: how a recipe in mergekit's form was read."""
+        return self._notes

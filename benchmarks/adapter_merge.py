@@ -1,0 +1,196 @@
+"""RobustMerge on LLaVA-1.5-7B-shaped adapters, rmkit against the plain procedure: `python benchmarks/adapter_merge.py`.
+
+Both sides get the same files and PyTorch's own number of threads, run one after the other and in turn, in processes of their
+own. The results are compared before any figure is believed. Needs 3 GB of scratch space; takes a few minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from cases import Case, write_case
+from measure import Cost, measure
+from results import RESULTS, table, write_section
+from safetensors.torch import load_file
+
+PLAIN = Path(__file__).resolve().parent / "official_plain.py"
+RMKIT = [sys.executable, "-m", "robustmerge_kit"]
+AGREEMENT = 0.01
+"""Largest relative distance between the two merged deltas; the plain side keeps its scales in bfloat16."""
+
+
+def write_recipe(path: Path, folders: Sequence[Path]) -> Path:
+    """A RobustMerge recipe at its defaults, which are the official settings."""
+    lines = ["merge_method: robustmerge", "adapters:", *(f"  - {json.dumps(str(folder))}" for folder in folders)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def run(command: Sequence[str]) -> Cost:
+    """Measure a command that must succeed."""
+    cost = measure(command)
+    if cost.code:
+        raise SystemExit(f"{' '.join(command)}: exit code {cost.code}\n{cost.output}")
+    return cost
+
+
+class Bench:
+    """The commands of both sides inside one scratch folder."""
+
+    def __init__(self, scratch: Path) -> None:
+        self.scratch = scratch
+        self.out = scratch / "merged"
+        self.plain_out = scratch / "plain.bin"
+
+    def case(self, name: str, case: Case) -> list[Path]:
+        """Write a case and bring it into the page cache, so that the first measured run is no exception."""
+        folders = write_case(self.scratch / name, case)
+        for file in (file for folder in folders for file in folder.iterdir()):
+            file.read_bytes()
+        return folders
+
+    def plain(self, folders: Sequence[Path]) -> tuple[float, Cost]:
+        """Seconds of loading and merging, without saving; the cost of the process."""
+        cost = run([sys.executable, str(PLAIN), str(self.plain_out), *map(str, folders)])
+        phases = json.loads(cost.output.splitlines()[-1])
+        return phases["load"] + phases["merge"], cost
+
+    def rmkit(self, folders: Sequence[Path]) -> tuple[float, Cost]:
+        """Seconds of reading, merging and writing, which overlap; the cost of the process."""
+        recipe = write_recipe(self.scratch / "recipe.yaml", folders)
+        shutil.rmtree(self.out, ignore_errors=True)
+        cost = run([*RMKIT, "run", "--quiet", str(recipe), str(self.out)])
+        return json.loads((self.out / "rmkit.json").read_text())["timings"]["merge"], cost
+
+    def disagreement(self, sites: Sequence[str]) -> float:
+        """Largest relative distance of the two results over some sites, as deltas."""
+        ours = load_file(self.out / "adapter_model.safetensors")
+        theirs = torch.load(self.plain_out, weights_only=True)
+        scale = Case.alpha / Case.rank
+        worst = 0.0
+        for site in sites:
+            a, b = (f"base_model.model.{site}.lora_{factor}.weight" for factor in "AB")
+            expected = scale * theirs[b].float() @ theirs[a].float()
+            found = ours[b].float() @ ours[a].float()
+            worst = max(worst, float((found - expected).norm() / expected.norm()))
+        return worst
+
+
+def middle(values: Sequence[float]) -> float:
+    return statistics.median(values)
+
+
+def against_plain(bench: Bench, case: Case, rounds: int) -> str:
+    """Both sides in turn on the same files, medians and ratios; rmkit also on safetensors files of the same adapters."""
+    folders = bench.case("bin", case)
+    fast = bench.case("safetensors", replace(case, weights="safetensors"))
+    sides: dict[str, Callable[[], tuple[float, Cost]]] = {
+        "plain, .bin": lambda: bench.plain(folders),
+        "rmkit, .bin": lambda: bench.rmkit(folders),
+        "rmkit, .safetensors": lambda: bench.rmkit(fast),
+    }
+    seen: dict[str, list[tuple[float, Cost]]] = {side: [] for side in sides}
+    for _ in range(rounds):
+        for side, measured in sides.items():
+            seen[side].append(measured())
+    distance = bench.disagreement(list(case.sites())[:7])
+    if distance > AGREEMENT:
+        raise SystemExit(f"the two sides disagree: relative distance {distance:.2e}, at most {AGREEMENT:g} expected")
+    columns: dict[str, list[float]] = {
+        side: [
+            middle([merge for merge, _ in runs]),
+            middle([cost.seconds for _, cost in runs]),
+            middle([cost.cpu for _, cost in runs]),
+            middle([cost.anonymous / 1e9 for _, cost in runs]),
+            middle([cost.mapped / 1e9 for _, cost in runs]),
+        ]
+        for side, runs in seen.items()
+    }
+    plain = columns["plain, .bin"]
+    rows = [[side, *(f"{value:.2f}" for value in values)] for side, values in columns.items()]
+    rows += [
+        [f"plain : {side}", *(f"{left / right:.1f}x" for left, right in zip(plain[:4], values[:4], strict=True)), ""]
+        for side, values in columns.items()
+        if side != "plain, .bin"
+    ]
+    head = ["", "merge, s", "process, s", "CPU, s", "anonymous, GB", "mapped, GB"]
+    note = (
+        f"{case.adapters} adapters, {len(case.sites())} sites, rank {case.rank}, bfloat16; median of {rounds} rounds, in turn, files cached. "
+        "`merge` is loading and merging on the plain side, reading, merging and writing on ours; `process` includes start and imports, "
+        f"on our side also hashing every input for the receipt. The two results are {distance:.1e} apart (relative, as deltas)."
+    )
+    return f"{note}\n\n{table(head, rows)}"
+
+
+def growth(bench: Bench, cases: Sequence[Case], rounds: int, what: str, count: Callable[[Case], int]) -> str:
+    """How rmkit's time and memory grow along one axis."""
+    rows: list[list[str]] = []
+    for case in cases:
+        folders = bench.case("growth", case)
+        runs = [bench.rmkit(folders) for _ in range(rounds)]
+        rows.append(
+            [
+                str(count(case)),
+                f"{middle([merge for merge, _ in runs]):.2f}",
+                f"{middle([cost.seconds for _, cost in runs]):.2f}",
+                f"{middle([cost.anonymous / 1e9 for _, cost in runs]):.3f}",
+            ]
+        )
+        shutil.rmtree(bench.scratch / "growth")
+    return table([what, "merge, s", "process, s", "anonymous, GB"], rows)
+
+
+def starting(bench: Bench, case: Case, rounds: int) -> str:
+    """The commands that read no weights."""
+    folders = bench.case("starting", replace(case, layers=1))
+    recipes = [str(write_recipe(bench.scratch / f"recipe{number}.yaml", folders)) for number in range(21)]
+    commands = {
+        "`rmkit --version`": ["--version"],
+        "`rmkit --help`": ["--help"],
+        "`rmkit validate`, 1 recipe": ["validate", recipes[0]],
+        "`rmkit validate`, 21 recipes": ["validate", *recipes],
+    }
+    seconds = {name: middle([run([*RMKIT, *command]).seconds for _ in range(rounds)]) for name, command in commands.items()}
+    one, many = list(seconds.values())[-2:]
+    rows = [[name, f"{value:.3f}"] for name, value in seconds.items()]
+    rows.append(["each further recipe", f"{(many - one) / (len(recipes) - 1):.3f}"])
+    return table(["", "s"], rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--scratch", type=Path, default=Path(tempfile.gettempdir()), help="where inputs and results are written"
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--small", action="store_true", help="tiny adapters: does the benchmark itself work?")
+    given = parser.parse_args()
+    case = Case(layers=2, hidden=256, inner=512) if given.small else Case()
+    with tempfile.TemporaryDirectory(dir=given.scratch) as scratch:
+        bench = Bench(Path(scratch))
+        parts = [against_plain(bench, case, given.rounds)]
+        shutil.rmtree(bench.scratch / "bin")
+        few = max(1, given.rounds // 2)
+        fast = replace(case, weights="safetensors")
+        deeper = [replace(fast, layers=case.layers * factor) for factor in (1, 2, 4)]
+        more = [replace(fast, adapters=adapters) for adapters in (2, 4, 8, 16)]
+        parts.append("Deeper models:\n\n" + growth(bench, deeper, few, "layers", lambda case: case.layers))
+        parts.append("More adapters:\n\n" + growth(bench, more, few, "adapters", lambda case: case.adapters))
+        parts.append("Commands that read no weights:\n\n" + starting(bench, case, given.rounds))
+    command = "python benchmarks/adapter_merge.py" + (" --small" if given.small else "")
+    write_section("adapter_merge", "Adapter merge: RobustMerge, official settings", command, "\n\n".join(parts), given.results)
+    print(given.results.read_text())
+
+
+if __name__ == "__main__":
+    main()

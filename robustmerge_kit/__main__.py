@@ -1,0 +1,5 @@
+"""`python -m robustmerge_kit` is `rmkit`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,19 @@
+"""Adapters of every known layout, read into one form without touching their numbers."""
+
+from .adapter import Adapter, Extra, ExtraKind, Layout, SiteFactors, SiteKind
+from .align import align, base_name
+from .check import check_values
+from .read import read_adapter
+
+__all__ = [
+    "Adapter",
+    "Extra",
+    "ExtraKind",
+    "Layout",
+    "SiteFactors",
+    "SiteKind",
+    "align",
+    "base_name",
+    "check_values",
+    "read_adapter",
+]

@@ -1,0 +1,412 @@
+"""Plan -> tensors: read, merge, hand over, one step after another within the memory budget."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .adapters import check_values
+from .draws import KeyedDraws
+from .errors import InputError, PlanError, UsageError
+from .factors import FactorStack, LowRank, Weights, decompose
+from .flow import Flow
+from .pipeline import finish, measure_rounding, merge_site
+from .plan import ExtraStep, Plan, SiteStep
+
+
+class Sink(Protocol):
+    """Where finished tensors go, in any order, from one thread."""
+
+    def write(self, name: str, tensor: Tensor) -> None: ...
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Where and how fast, which never changes the numbers (on one type of device).
+
+    memory: bytes in flight on the host. gpu_memory: bytes a batch may take there, None: 80 % of what is free.
+    batch: sites per launch, None: one on CPU, as many as fit on a GPU.
+    """
+
+    device: str = "cpu"
+    workers: int = 1
+    memory: int = 512 << 20
+    gpu_memory: int | None = None
+    batch: int | None = None
+
+
+def pick_device(wanted: str) -> str:
+    """The device to merge on: `auto` takes a GPU where there is one.
+
+    Raises: UsageError for a device that is unknown or absent.
+    """
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise UsageError(f"--device {wanted}: no such device", hint="auto, cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"--device {wanted}: not supported", hint="auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(
+            f"--device {wanted}: this machine has {torch.cuda.device_count()} CUDA devices", hint="use --device cpu"
+        )
+    return wanted
+
+
+@dataclass(frozen=True)
+class SiteReport:
+    """What the receipt says of a site. `zero` are recipe positions of adapters whose delta is zero there."""
+
+    site: str
+    method: str
+    rank: int
+    retained: float
+    norm: float
+    rounding: float
+    zero: tuple[int, ...]
+
+
+@dataclass
+class Outcome:
+    """What was measured on the way; filled by one thread."""
+
+    sites: list[SiteReport] = field(default_factory=list[SiteReport])
+    norm2: float = 0.0
+    error2: float = 0.0
+    kept2: float = 0.0
+    full2: float = 0.0
+    peak_in_flight: int = 0
+    seconds: float = 0.0
+    notes: list[str] = field(default_factory=list[str])
+
+    @property
+    def rounding(self) -> float:
+        """Relative error that rounding to the output dtype causes, over all sites."""
+        return math.sqrt(self.error2 / self.norm2) if self.norm2 > 0 else 0.0
+
+    @property
+    def retained(self) -> float:
+        """Share of the squared norm that truncation kept, over all sites."""
+        return self.kept2 / self.full2 if self.full2 > 0 else 1.0
+
+
+Observe = Callable[[str, int, int], None]
+"""Called as work proceeds: name of the step, sites done, bytes read."""
+
+Job = ExtraStep | tuple[SiteStep, ...]
+Factors = list[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class _Site:
+    """One site's factors as read, and which members are zero."""
+
+    step: SiteStep
+    present: tuple[int, ...]
+    factors: Factors
+
+    @property
+    def zero(self) -> tuple[int, ...]:
+        return tuple(m.index for i, m in enumerate(self.step.members) if i not in self.present)
+
+
+def execute(
+    plan: Plan, sink: Sink, identities: Sequence[str], resources: Resources, observe: Observe = lambda name, sites, nbytes: None
+) -> Outcome:
+    """Run the plan: every tensor of `plan.factor_specs` and `plan.extra_specs` is written to `sink` exactly once.
+
+    identities: what keys the random numbers, one per recipe adapter.
+
+    Raises: InputError for NaN or Inf in an input, PlanError for extras that must agree and do not.
+    """
+    outcome = Outcome()
+    runner = _Runner(plan, identities, resources, outcome)
+
+    def store(job: Job, result: list[_Merged] | Tensor) -> None:
+        if isinstance(job, ExtraStep):
+            assert isinstance(result, Tensor)
+            sink.write(job.spec.name, result)
+            observe(job.name, 0, job.read_bytes)
+            return
+        assert isinstance(result, list)
+        for merged in result:
+            a, b = merged.step.specs(plan.dtype)
+            sink.write(a.name, merged.rounded.a.reshape(a.shape))
+            sink.write(b.name, merged.rounded.b.reshape(b.shape))
+            runner.report(merged)
+            observe(merged.step.site, 1, merged.step.read_bytes)
+
+    start = time.perf_counter()
+    budget = runner.flow(runner.work, store).run([*plan.extras, *runner.batches(plan.steps)], runner.enter_worker)
+    outcome.seconds = time.perf_counter() - start
+    outcome.peak_in_flight = budget.peak
+    outcome.sites.sort(key=lambda report: report.site)
+    _refuse_all_zero(plan, outcome)
+    return outcome
+
+
+def survey_spectra(plan: Plan, identities: Sequence[str], resources: Resources) -> dict[str, Tensor]:
+    """Singular values of every merged site, for ranks that depend on the data: site -> (k,) float64, descending."""
+    outcome = Outcome()
+    runner = _Runner(plan, identities, resources, outcome)
+    spectra: dict[str, Tensor] = {}
+
+    def store(job: Job, result: dict[str, Tensor]) -> None:
+        spectra.update(result)
+
+    runner.flow(runner.spectra, store).run(runner.batches(plan.steps), runner.enter_worker)
+    return spectra
+
+
+@dataclass(frozen=True)
+class _Merged:
+    step: SiteStep
+    exact: LowRank
+    rounded: LowRank
+    retained: float
+    norm2: float
+    error2: float
+    zero: tuple[int, ...]
+
+
+class _Runner:
+    """The stages of the flow for one plan."""
+
+    def __init__(self, plan: Plan, identities: Sequence[str], resources: Resources, outcome: Outcome) -> None:
+        self.plan = plan
+        self.identities = identities
+        self.resources = resources
+        self.outcome = outcome
+        self.device = torch.device(resources.device)
+        self.dtype: torch.dtype = getattr(torch, plan.dtype)
+        self._streams = threading.local()
+
+    def flow(self, work: Callable[..., object], store: Callable[..., None]) -> Flow[Job, object, object]:
+        return Flow(
+            cost=self.cost,
+            load=self.load,
+            work=work,
+            store=store,
+            workers=self.resources.workers,
+            limit=self.resources.memory,
+            ahead=self.resources.workers,
+        )
+
+    def enter_worker(self) -> None:
+        torch.set_num_threads(1)
+        if self.device.type == "cuda":
+            self._streams.stream = torch.cuda.Stream(self.device)
+
+    def cost(self, job: Job) -> int:
+        if isinstance(job, ExtraStep):
+            return job.read_bytes + job.work_bytes
+        work = sum(step.work_bytes for step in job)
+        return work if self.device.type == "cpu" else sum(step.read_bytes for step in job)
+
+    def batches(self, steps: Sequence[SiteStep]) -> list[tuple[SiteStep, ...]]:
+        """Groups of steps that run as one launch, in the order of their first member."""
+        if self.resources.batch is None and self.device.type == "cpu":
+            return [(step,) for step in steps]
+        groups: dict[object, list[SiteStep]] = defaultdict(list)
+        for step in steps:
+            groups[step.shape_key].append(step)
+        batches: list[tuple[SiteStep, ...]] = []
+        for group in groups.values():
+            size = self.resources.batch or max(1, self._gpu_budget() // max(1, group[0].work_bytes))
+            batches += [tuple(group[i : i + size]) for i in range(0, len(group), size)]
+        return batches
+
+    def _gpu_budget(self) -> int:
+        free = self.resources.gpu_memory
+        if free is None:
+            free = int(0.8 * torch.cuda.mem_get_info(self.device)[0])
+        return free // (self.resources.workers + 1)
+
+    # --- stages -------------------------------------------------------------------------------------------------------
+
+    def load(self, job: Job) -> list[Factors] | list[Tensor]:
+        if isinstance(job, ExtraStep):
+            return [ref.read() for ref in job.refs]
+        return [[self._pin(member.factors.read()) for member in step.members] for step in job]
+
+    def _pin(self, factors: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        if self.device.type != "cuda":
+            return factors
+        return factors[0].pin_memory(), factors[1].pin_memory()
+
+    def work(self, job: Job, loaded: list[Factors] | list[Tensor]) -> list[_Merged] | Tensor:
+        if isinstance(job, ExtraStep):
+            return _merge_extra(job, loaded)  # pyright: ignore[reportArgumentType]
+        with self._on_device():
+            return [merged for group in _groups(job, loaded) for merged in self._merge_halving(group)]  # pyright: ignore
+
+    def spectra(self, job: Job, loaded: list[Factors]) -> dict[str, Tensor]:
+        assert not isinstance(job, ExtraStep)
+        found: dict[str, Tensor] = {}
+        with self._on_device():
+            for group in _groups(job, loaded):
+                if not group[0].present:
+                    found |= {site.step.site: torch.zeros(1, dtype=torch.float64) for site in group}
+                    continue
+                stack, draws = self._stack(group, self.device)
+                values = decompose(merge_site(stack, group[0].step, draws)).s.double().cpu()
+                found |= {site.step.site: values[i] for i, site in enumerate(group)}
+        return found
+
+    @contextlib.contextmanager
+    def _on_device(self) -> Iterator[None]:
+        if self.device.type != "cuda":
+            yield
+            return
+        with torch.cuda.device(self.device), torch.cuda.stream(self._streams.stream):
+            yield
+
+    def _merge_halving(self, group: list[_Site]) -> list[_Merged]:
+        """Merge a batch; when device memory runs out, merge its halves, and a single site on the CPU."""
+        try:
+            return self._merge(group, self.device)
+        except torch.OutOfMemoryError:
+            pass
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if len(group) == 1:
+            if self.device.type == "cpu":
+                raise PlanError(
+                    f"not enough memory to merge site {group[0].step.site}", hint="lower -j or --memory, or free memory"
+                )
+            self.outcome.notes.append(f"{group[0].step.site}: too large for the GPU, merged on the CPU")
+            return self._merge(group, torch.device("cpu"))
+        half = len(group) // 2
+        return self._merge_halving(group[:half]) + self._merge_halving(group[half:])
+
+    def _merge(self, group: list[_Site], device: torch.device) -> list[_Merged]:
+        step = group[0].step
+        if not group[0].present:
+            return [self._merge_nothing(site) for site in group]
+        stack, draws = self._stack(group, device)
+        finished = finish(merge_site(stack, step, draws), step.cut, step.width)
+        retained = finished.retained.reshape(-1).tolist()
+        b = finished.factors.b.reshape(len(group), step.model.d_out, step.width)
+        a = finished.factors.a.reshape(len(group), step.width, step.model.d_in)
+        return [self._round(site, LowRank(b[i], a[i]), retained[i]) for i, site in enumerate(group)]
+
+    def _merge_nothing(self, site: _Site) -> _Merged:
+        step = site.step
+        b, a = torch.zeros(step.model.d_out, step.width), torch.zeros(step.width, step.model.d_in)
+        return self._round(site, LowRank(b, a), 1.0)
+
+    def _round(self, site: _Site, exact: LowRank, retained: float) -> _Merged:
+        rounded = LowRank(exact.b.to(self.dtype), exact.a.to(self.dtype))
+        if not (rounded.a.isfinite().all() and rounded.b.isfinite().all()):
+            raise PlanError(
+                f"the result does not fit into {self.plan.dtype}",
+                where=f"site {site.step.site}",
+                hint="set output.dtype: float32 or bfloat16, or lower gain and weights",
+            )
+        measured = measure_rounding(exact, rounded)
+        on_host = LowRank(rounded.b.cpu(), rounded.a.cpu())
+        return _Merged(site.step, exact, on_host, retained, measured.norm2, measured.error2, site.zero)
+
+    def _stack(self, group: list[_Site], device: torch.device) -> tuple[FactorStack, KeyedDraws]:
+        first = group[0]
+        members = [first.step.members[i] for i in first.present]
+        zero = [(m.index, m.weight) for i, m in enumerate(first.step.members) if i not in first.present]
+        absent = [*zero, *first.step.absent]
+        order = sorted([*(m.index for m in members), *(index for index, _ in absent)])
+        weights = Weights.of(
+            [m.weight for m in members], [weight for _, weight in absent], [order.index(m.index) for m in members]
+        )
+        stack = FactorStack(
+            a=tuple(_batch([site.factors[i][0] for site in group], device) for i in first.present),
+            b=tuple(_batch([site.factors[i][1] for site in group], device) for i in first.present),
+            coefficients=tuple(member.coefficient for member in members),
+            weights=weights,
+        )
+        sites = [site.step.site for site in group]
+        return stack, KeyedDraws.of(self.plan.recipe.seed, sites, [self.identities[member.index] for member in members])
+
+    def report(self, merged: _Merged) -> None:
+        """Add a finished site to the outcome."""
+        out = self.outcome
+        out.norm2 += merged.norm2
+        out.error2 += merged.error2
+        out.kept2 += merged.norm2
+        out.full2 += merged.norm2 / max(merged.retained, 1e-300)
+        out.sites.append(
+            SiteReport(
+                site=merged.step.site,
+                method=merged.step.method.name,
+                rank=merged.step.width if merged.step.cut is None else merged.step.cut,
+                retained=merged.retained,
+                norm=math.sqrt(merged.norm2),
+                rounding=math.sqrt(merged.error2 / merged.norm2) if merged.norm2 > 0 else 0.0,
+                zero=merged.zero,
+            )
+        )
+
+
+def _batch(tensors: list[Tensor], device: torch.device) -> Tensor:
+    moved = [tensor.to(device, non_blocking=True) for tensor in tensors]
+    return moved[0] if len(moved) == 1 else torch.stack(moved)
+
+
+def _groups(steps: Sequence[SiteStep], loaded: Sequence[Factors]) -> list[list[_Site]]:
+    """Check the values read and split a batch by which adapters are zero, since a zero delta leaves the stack."""
+    groups: dict[tuple[int, ...], list[_Site]] = defaultdict(list)
+    for step, factors in zip(steps, loaded, strict=True):
+        present = tuple(i for i, member in enumerate(step.members) if not _is_zero(member.factors.a.where, factors[i], step, i))
+        groups[present].append(_Site(step, present, factors))
+    return list(groups.values())
+
+
+def _is_zero(where: str, factors: tuple[Tensor, Tensor], step: SiteStep, index: int) -> bool:
+    member = step.members[index]
+    a_zero = check_values(member.factors.a.where, factors[0])
+    b_zero = check_values(member.factors.b.where, factors[1])
+    keeps_zero = getattr(step.method, "keeps_zero", False)
+    return (a_zero or b_zero) and not keeps_zero
+
+
+def _merge_extra(step: ExtraStep, values: list[Tensor]) -> Tensor:
+    for ref, value in zip(step.refs, values, strict=True):
+        if value.is_floating_point():
+            check_values(ref.where, value)
+    dtype: torch.dtype = getattr(torch, step.spec.dtype)
+    if step.rule == "mean":
+        total = sum(step.weights)
+        mean = torch.zeros(step.spec.shape)
+        for weight, value in zip(step.weights, values, strict=True):
+            mean += value.float() * (weight / total)
+        return mean.to(dtype)
+    for ref, value in zip(step.refs[1:], values[1:], strict=True):
+        if not torch.equal(value, values[0]):
+            raise PlanError(
+                f"{step.name} differs between {step.refs[0].path} and {ref.path}",
+                where="extras",
+                hint="choose extras: mean, first, {first: NAME} or drop",
+            )
+    return values[0].to(dtype)
+
+
+def _refuse_all_zero(plan: Plan, outcome: Outcome) -> None:
+    alive: set[int] = set()
+    listed: set[int] = set()
+    for step, report in zip(plan.steps, outcome.sites, strict=True):
+        members = {member.index for member in step.members}
+        listed |= members
+        alive |= members - set(report.zero)
+    untrained = sorted(listed - alive)
+    if not alive:
+        raise InputError("every adapter is untrained: all their B or A factors are zero", hint="check the training runs")
+    outcome.notes += [f"{plan.adapters[i].label}: untrained: every B is zero, contributes nothing" for i in untrained]

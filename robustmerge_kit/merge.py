@@ -1,0 +1,194 @@
+"""The whole program in a few lines: recipe -> inputs -> plan -> tensors -> folder. Start reading here."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .disk import check_space
+from .errors import OutputError
+from .execute import Observe, Outcome, Resources, execute, survey_spectra
+from .output import AdapterFiles, Receipt, check_free, describe, staged, write_card
+from .plan import Inputs, Plan, check_output_name, gather, make_plan
+from .ranks import choose_ranks
+from .recipe import Recipe, load_recipe
+from .sources import FileDigest, digest
+
+
+def merge(
+    recipe: Recipe,
+    out: Path | None = None,
+    *,
+    resources: Resources | None = None,
+    overwrite: bool = False,
+    card: bool = True,
+    planned: Callable[[Plan], None] = lambda plan: None,
+    observe: Observe = lambda name, sites, nbytes: None,
+) -> Receipt:
+    """Run a recipe and write its result to `out`, else to the recipe's `output.path`, else to `<recipe name>-merged`.
+
+    The folder appears whole or not at all. `planned` is called once before any weight is read, `observe` after every step.
+
+    Raises: RmkitError; every mistake of the user's is reported before anything is written.
+    """
+    clock = Clock()
+    resources = resources or Resources()
+    target = output_path(recipe, out)
+    check_output_name(recipe, target.name)
+    check_free(target, overwrite)
+    inputs = gather(recipe)
+    _keep_inputs_apart(target, inputs, recipe)
+    clock.lap("headers")
+    with Hashing(inputs) as hashing:
+        plan = make_plan(recipe, inputs.adapters, inputs.notes)
+        check_space(target, plan.write_bytes)
+        planned(plan)
+        clock.lap("plan")
+        identities = hashing.identities() if plan.random else [adapter.label for adapter in plan.adapters]
+        plan = settle_ranks(plan, identities, resources)
+        clock.lap("ranks")
+        with staged(target, overwrite) as stage:
+            content = _write(plan, stage, target.name if card else None, identities, resources, hashing, clock, observe)
+    return Receipt(target, content)
+
+
+def prepare(recipe: Path) -> Plan:
+    """Load a recipe, read its inputs' headers and plan it; nothing is written.
+
+    Raises: RmkitError.
+    """
+    loaded = load_recipe(recipe)
+    inputs = gather(loaded)
+    return make_plan(loaded, inputs.adapters, inputs.notes)
+
+
+def settle_ranks(plan: Plan, identities: list[str], resources: Resources) -> Plan:
+    """The plan with every site's rank decided; reads the inputs once more where ranks depend on singular values."""
+    if not plan.rank_depends_on_data:
+        return plan
+    spectra = survey_spectra(plan, identities, resources)
+    shapes = {step.site: (step.model.d_out, step.model.d_in) for step in plan.steps}
+    return plan.with_ranks(choose_ranks(plan.recipe.output.rank, spectra, shapes))
+
+
+def _write(
+    plan: Plan,
+    stage: Path,
+    title: str | None,
+    identities: list[str],
+    resources: Resources,
+    hashing: Hashing,
+    clock: Clock,
+    observe: Observe,
+) -> Mapping[str, object]:
+    files = AdapterFiles(stage, plan)
+    try:
+        outcome = execute(plan, files, identities, resources, observe)
+        clock.lap("merge")
+        files.close()
+    except BaseException:
+        files.abandon()
+        raise
+    return _document(plan, files, stage, title, outcome, resources, hashing, clock)
+
+
+def _document(
+    plan: Plan,
+    files: AdapterFiles,
+    stage: Path,
+    title: str | None,
+    outcome: Outcome,
+    resources: Resources,
+    hashing: Hashing,
+    clock: Clock,
+) -> Mapping[str, object]:
+    """Recipe, receipt and card beside the weights."""
+    text = plan.recipe.text.encode()
+    files.write_bytes("rmkit_recipe.yaml", text)
+    written = {path.name: value for path, value in digest(sorted(stage.iterdir())).items()}
+    digests = hashing.results()
+    clock.lap("write")
+    content = describe(plan, outcome, digests, resources, written, clock.seconds(), hashlib.sha256(text).hexdigest())
+    files.write_json("rmkit.json", content)
+    if title is not None:
+        files.write_bytes("README.md", write_card(plan, content, title).encode())
+    return content
+
+
+class Hashing:
+    """Hashes of all input files, computed beside the merge: the card names them, the merge itself seldom needs them."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        self._inputs = inputs
+        self._paths = sorted({path for adapter in inputs.adapters for path in adapter.files})
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rmkit-hash")
+        self._future: Future[Mapping[Path, FileDigest]] = self._pool.submit(digest, self._paths)
+
+    def __enter__(self) -> Hashing:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def results(self) -> Mapping[Path, FileDigest]:
+        """Digest of every input file."""
+        return self._future.result()
+
+    def identities(self) -> list[str]:
+        """What keys an adapter's random numbers: its repository and commit, or the hash of its files."""
+        return [
+            f"{adapter.source.repository}@{adapter.source.revision}:{adapter.source.folder.name}"
+            if adapter.source.repository and adapter.source.revision
+            else self._content(adapter.files)
+            for adapter in self._inputs.adapters
+        ]
+
+    def _content(self, files: tuple[Path, ...]) -> str:
+        digests = self.results()
+        return hashlib.sha256("\n".join(sorted(f"{p.name} {digests[p].sha256}" for p in files)).encode()).hexdigest()
+
+
+@dataclass
+class Clock:
+    """Seconds by stage, since the last lap."""
+
+    laps: dict[str, float] = field(default_factory=dict[str, float])
+    start: float = field(default_factory=time.perf_counter)
+    last: float = field(default_factory=time.perf_counter)
+
+    def lap(self, stage: str) -> None:
+        """End a stage."""
+        now = time.perf_counter()
+        self.laps[stage] = now - self.last
+        self.last = now
+
+    def seconds(self) -> dict[str, float]:
+        """All laps, and the total so far."""
+        return {**self.laps, "total": time.perf_counter() - self.start}
+
+
+def output_path(recipe: Recipe, out: Path | None) -> Path:
+    """Where the result goes: the argument, else the recipe's `output.path` beside the recipe, else here by its name."""
+    if out is not None:
+        return out.expanduser().absolute()
+    if recipe.output.path:
+        return (recipe.place / Path(recipe.output.path).expanduser()).absolute()
+    return (Path.cwd() / f"{recipe.title}-merged").absolute()
+
+
+def _keep_inputs_apart(target: Path, inputs: Inputs, recipe: Recipe) -> None:
+    target = target.resolve()
+    for adapter in inputs.adapters:
+        folder = adapter.source.folder.resolve()
+        if target == folder or folder in target.parents or target in folder.parents:
+            raise OutputError(
+                f"the output folder and the input {adapter.label} ({recipe.adapters[0].adapter}) lie inside each other",
+                where=str(target),
+                hint="choose an output folder outside of all inputs",
+            )
+    if target in recipe.place.resolve().parents or target == recipe.place.resolve():
+        raise OutputError("the output folder holds the recipe itself", where=str(target), hint="choose another output folder")

@@ -1,0 +1,199 @@
+"""An output folder that appears whole or not at all: staged beside its final name, then renamed into place."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..errors import OutputError
+
+_RENAME_NOREPLACE = 1
+_RENAME_EXCHANGE = 2
+_AT_FDCWD = -100
+
+
+@contextlib.contextmanager
+def staged(target: Path, overwrite: bool) -> Iterator[Path]:
+    """A fresh folder to fill; it takes the name `target` when the block ends without an exception, and vanishes otherwise.
+
+    `overwrite` lets it replace what is there, in one step: at every moment the name stands for the old folder or the new one.
+
+    Raises: OutputError when the target exists, cannot be created, or another run is writing it.
+    """
+    target = Path(os.path.realpath(target))
+    repair(target)
+    check_free(target, overwrite)
+    _remove_stale(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        stage = _sibling(target, "part")
+        stage.mkdir()
+    except OSError as error:
+        raise OutputError.from_os(error, target) from error
+    lock = os.open(stage, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield stage
+        _sync_tree(stage)
+        try:
+            _publish(stage, target, overwrite)
+        except OSError as error:
+            raise OutputError.from_os(error, target) from error
+    finally:
+        os.close(lock)
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def check_free(target: Path, overwrite: bool) -> None:
+    """Refuse a target that is taken; an empty folder is free.
+
+    Raises: OutputError.
+    """
+    try:
+        if target.is_dir():
+            if not overwrite and any(target.iterdir()):
+                raise OutputError("exists already", where=str(target), hint="choose another name, or add --overwrite")
+        elif target.exists() or target.is_symlink():
+            raise OutputError("exists and is not a folder", where=str(target), hint="choose another name")
+    except OSError as error:
+        raise OutputError.from_os(error, target) from error
+
+
+def repair(target: Path) -> None:
+    """Finish a replacement that was cut short between its two renames: the new folder was whole before the first of them.
+
+    Raises: OutputError when the run that is replacing the target is still alive.
+    """
+    journal = _journal(target)
+    try:
+        entry = json.loads(journal.read_text())
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError):
+        # An unreadable journal was never completed, so no rename has happened yet.
+        journal.unlink(missing_ok=True)
+        return
+    stage, old = target.parent / entry["stage"], target.parent / entry["old"]
+    with _unowned(stage, target):
+        if not target.exists():
+            (stage if stage.exists() else old).rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+        journal.unlink(missing_ok=True)
+
+
+def _publish(stage: Path, target: Path, overwrite: bool) -> None:
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        if target.exists():
+            target.rmdir()
+        if not _renameat2(stage, target, _RENAME_NOREPLACE):
+            stage.rename(target)
+    elif not overwrite:
+        raise OutputError("appeared while the merge was running", where=str(target), hint="choose another name")
+    elif not _renameat2(stage, target, _RENAME_EXCHANGE):
+        _swap_journalled(stage, target)
+    _sync(target.parent)
+
+
+def _swap_journalled(stage: Path, target: Path) -> None:
+    """Two renames, with a note on disk that lets the next run repair a crash between them."""
+    old = _sibling(target, "old")
+    journal = _journal(target)
+    with journal.open("x") as file:
+        json.dump({"stage": stage.name, "old": old.name}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    _sync(target.parent)
+    target.rename(old)
+    stage.rename(target)
+    _sync(target.parent)
+    journal.unlink()
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _renameat2(source: Path, destination: Path, flags: int) -> bool:
+    """Linux's rename with flags; False where the kernel or the file system does not have it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        return False
+    if libc.renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(destination), flags) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+        return False
+    raise OSError(code, os.strerror(code), str(destination))
+
+
+def _remove_stale(target: Path) -> None:
+    """Remove what a killed run left behind.
+
+    Raises: OutputError when another run is writing the same target.
+    """
+    for stage in target.parent.glob(f".{_escape(target.name)}.rmkit-part-*"):
+        with _unowned(stage, target):
+            shutil.rmtree(stage, ignore_errors=True)
+    for old in target.parent.glob(f".{_escape(target.name)}.rmkit-old-*"):
+        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _unowned(stage: Path, target: Path) -> Iterator[None]:
+    """Hold a stage's lock, which its run holds while it lives; a stage that is gone needs no lock."""
+    try:
+        lock = os.open(stage, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise OutputError(
+            "another rmkit run is writing it", where=str(target), hint="wait for that run or choose another name"
+        ) from error
+    finally:
+        os.close(lock)
+
+
+def _sibling(target: Path, role: str) -> Path:
+    return target.with_name(f".{target.name}.rmkit-{role}-{secrets.token_hex(4)}")
+
+
+def _journal(target: Path) -> Path:
+    return target.with_name(f".{target.name}.rmkit-swap.json")
+
+
+def _escape(name: str) -> str:
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(0o666 & ~_umask())
+            _sync(path)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise OutputError.from_os(error, path) from error
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask

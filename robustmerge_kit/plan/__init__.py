@@ -1,0 +1,19 @@
+"""Recipe + inputs (headers only) -> Plan: every output tensor with its name, shape and dtype, and how it is made."""
+
+from .build import check_output_name, make_plan
+from .gather import Inputs, gather, labels
+from .steps import ExtraStep, Member, Plan, SiteStep
+from .targets import Target
+
+__all__ = [
+    "ExtraStep",
+    "Inputs",
+    "Member",
+    "Plan",
+    "SiteStep",
+    "Target",
+    "check_output_name",
+    "gather",
+    "labels",
+    "make_plan",
+]

@@ -1,0 +1,301 @@
+"""Build the plan: which adapters meet at which site, by which method, to which rank. Every user mistake ends here at the latest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+from ..adapters import Adapter
+from ..errors import PlanError, RecipeError, RmkitError, raise_all
+from ..method import Method, Params
+from ..methods import find
+from ..recipe import Recipe, SiteSettings, count_layers, effective_settings, stack_name
+from .extras import plan_extras
+from .legality import resolve_post, resolve_pre, resolve_space
+from .steps import Member, Plan, SiteStep
+from .targets import Target, llava, peft, same
+
+
+def make_plan(recipe: Recipe, adapters: Sequence[Adapter], notes: Sequence[str] = ()) -> Plan:
+    """Plan a merge of aligned adapters; headers only.
+
+    Raises: PlanError (all problems at once) when recipe and inputs do not fit together.
+    """
+    target = _target(recipe, adapters)
+    dtype = recipe.output.dtype or _widest(adapters)
+    sites = sorted({site for adapter in adapters for site in adapter.sites})
+    _check_missing(recipe, adapters, sites)
+    _check_overrides(recipe, sites)
+    layers = count_layers(sites)
+    settle = _Settler()
+    steps: list[SiteStep] = []
+    errors: dict[str, RmkitError] = {}
+    for site in sites:
+        try:
+            step = _plan_site(
+                site, recipe, adapters, effective_settings(recipe, site, layers[stack_name(site)]), target, settle
+            )
+        except (PlanError, RecipeError) as error:
+            errors.setdefault(error.what, error)
+            continue
+        if step is not None:
+            steps.append(step)
+    raise_all(errors.values())
+    if not steps:
+        raise PlanError("every weight is 0: there is nothing to merge", hint="give at least one adapter a weight")
+    extras, dropped = plan_extras(recipe, adapters, target, recipe.output.dtype)
+    return Plan(
+        recipe=recipe,
+        adapters=tuple(adapters),
+        target=target,
+        dtype=dtype,
+        steps=_with_width(steps, recipe),
+        extras=extras,
+        dropped=dropped,
+        notes=(*recipe.notes, *notes, *(f"{adapter.label}: {note}" for adapter in adapters for note in adapter.notes)),
+    )
+
+
+class _Settler:
+    """Parameters of a method, built once for every distinct set of values: sites mostly share them."""
+
+    def __init__(self) -> None:
+        self._methods: dict[str, Method] = {}
+        self._params: dict[tuple[str, str], Params] = {}
+
+    def method(self, name: str) -> Method:
+        if name not in self._methods:
+            self._methods[name] = find(name)
+        return self._methods[name]
+
+    def params(self, method: Method, values: Mapping[str, Any]) -> Params:
+        key = method.name, repr(sorted(values.items()))
+        if key not in self._params:
+            self._params[key] = method.params(**values)
+        return self._params[key]
+
+
+def _plan_site(
+    site: str, recipe: Recipe, adapters: Sequence[Adapter], settings: SiteSettings, target: Target, settle: _Settler
+) -> SiteStep | None:
+    method = settle.method(settings.method)
+    present = [
+        Member(index, adapter.sites[site], settings.weights[index])
+        for index, adapter in enumerate(adapters)
+        if site in adapter.sites and settings.weights[index] != 0
+    ]
+    if not present:
+        return None
+    chosen = [member.index for member in present]
+    absent: tuple[tuple[int, float], ...] = ()
+    if recipe.missing == "zero":
+        weighted = [(i, settings.weights[i]) for i, a in enumerate(adapters) if site not in a.sites]
+        absent = tuple((i, weight) for i, weight in weighted if weight != 0)
+    values = {
+        name: tuple(value[i] for i in chosen) if isinstance(value, tuple) else value
+        for name, value in settings.parameters.items()
+    }
+    params = settle.params(method, values)
+    _check_method(site, method, params, present, [weight for _, weight in absent])
+    ranks = [member.factors.rank for member in present]
+    space = resolve_space(settings.space, method, site)
+    full_rank = method.rank(ranks, params)
+    return SiteStep(
+        site=site,
+        members=tuple(present),
+        absent=absent,
+        method=method,
+        params=params,
+        space=space,
+        pre=resolve_pre(recipe.pre, method),
+        post=resolve_post(recipe.post, method),
+        full_rank=full_rank,
+        cut=_cut(recipe, method, full_rank, ranks),
+        width=full_rank,
+        names=target.factor_names(site, present[0].factors),
+    )
+
+
+def _check_method(site: str, method: Method, params: Params, present: Sequence[Member], absent: Sequence[float]) -> None:
+    least, most = method.adapters
+    count = len(present) + len(absent)
+    if count < least or (most is not None and count > most):
+        wanted = f"exactly {least}" if least == most else f"at least {least}" if most is None else f"{least} to {most}"
+        raise PlanError(
+            f"{method.name} takes {wanted} adapters, got {count}",
+            where=f"site {site}",
+            hint="use another method, or `overrides` for these sites",
+        )
+    ranks = sorted({member.factors.rank for member in present})
+    if method.equal_ranks and len(ranks) > 1:
+        raise PlanError(
+            f"{method.name} needs adapters of equal rank, got ranks {', '.join(map(str, ranks))}",
+            where=f"site {site}",
+            hint="use a method of the deltas, e.g. linear or ties",
+        )
+    sentence = method.check(params, [*(member.weight for member in present), *absent])
+    if sentence:
+        raise PlanError(f"{method.name}: {sentence}", where=f"site {site}")
+
+
+def _cut(recipe: Recipe, method: Method, full_rank: int, ranks: Sequence[int]) -> int | None:
+    """The rank a result is truncated to, None when it is written as it is or the data decide."""
+    rule = recipe.output.rank
+    if method.output_rank == "sum" and rule not in ("auto", "sum"):
+        raise PlanError(f"{method.name} keeps the full rank, but output.rank is {rule}", hint="use svd or task_arithmetic")
+    if method.output_rank == "required" and rule == "auto":
+        raise PlanError(
+            f"{method.name} needs output.rank", hint="set e.g. output: {rank: 16}, or use cat to keep the full rank"
+        )
+    if rule in ("auto", "sum") or not isinstance(rule, int | str):
+        wanted = full_rank
+    else:
+        wanted = max(ranks) if rule == "max" else rule
+    truncates = not isinstance(rule, int | str) or wanted < full_rank
+    if truncates and method.flat_spectrum and not recipe.output.allow_arbitrary_truncation:
+        raise PlanError(
+            f"{method.name} makes all singular values alike, so cutting its rank {full_rank} to {wanted} keeps arbitrary directions",
+            hint="choose the rank inside the method or space: ctm, or set output.allow_arbitrary_truncation: true",
+        )
+    return wanted if wanted < full_rank else None
+
+
+def _with_width(steps: Sequence[SiteStep], recipe: Recipe) -> tuple[SiteStep, ...]:
+    """Pad every site to one rank: the recipe's, else the largest that occurs."""
+    rule = recipe.output.rank
+    own = {step.site: step.full_rank if step.cut is None else step.cut for step in steps}
+    widest = max(max(own.values()), rule if isinstance(rule, int) else 0)
+    return tuple(replace(step, width=widest if recipe.output.uniform else own[step.site]) for step in steps)
+
+
+# --- what does not concern a single site ------------------------------------------------------------------------------
+
+
+def _target(recipe: Recipe, adapters: Sequence[Adapter]) -> Target:
+    output = recipe.output
+    layouts = {adapter.layout for adapter in adapters}
+    unnamed = layouts & {"numbered", "kohya"}
+    if not output.uniform and output.for_ != "peft":
+        raise PlanError(
+            "output.uniform: false writes rank_pattern and alpha_pattern, which servers do not read",
+            hint="add output.for: peft, or leave ranks uniform",
+        )
+    if output.format == "same":
+        if layouts == {"peft"}:
+            return peft(output.weights or "safetensors")
+        if layouts == {"llava"}:
+            return _llava(recipe, adapters)
+        if len(layouts) > 1 or layouts == {"mlx"}:
+            raise PlanError(f"format: same cannot write {' and '.join(sorted(layouts))} inputs", hint="use format: peft")
+        return same(adapters[0].sites[next(iter(adapters[0].sites))].a.path.name, configured=False)
+    if unnamed:
+        layout = unnamed.pop()
+        reason = {
+            "numbered": "the file does not name its modules",
+            "kohya": "underscored names cannot be turned back into module names without the model",
+        }[layout]
+        raise PlanError(f"a {layout} LoRA cannot be written as {output.format}: {reason}", hint="set output: {format: same}")
+    if output.format == "llava":
+        return _llava(recipe, adapters)
+    return peft(output.weights or "safetensors")
+
+
+LLAVA_MUST_AGREE = (
+    "hidden_size",
+    "num_hidden_layers",
+    "vocab_size",
+    "mm_vision_tower",
+    "mm_hidden_size",
+    "mm_projector_type",
+    "mm_use_im_start_end",
+    "mm_use_im_patch_token",
+    "mm_patch_merge_type",
+)
+
+
+def _llava(recipe: Recipe, adapters: Sequence[Adapter]) -> Target:
+    configs: dict[str, Mapping[str, Any]] = {}
+    for adapter in adapters:
+        path = adapter.source.folder / "config.json"
+        if not path.is_file():
+            raise PlanError(
+                "format: llava needs the config.json that LLaVA's trainer writes beside the adapter",
+                where=adapter.label,
+                hint="copy it from the run that trained the adapter, or use format: peft",
+            )
+        configs[adapter.label] = json.loads(path.read_text())
+    first_label, first = next(iter(configs.items()))
+    errors = [
+        PlanError(
+            f"config.json disagrees on {key}: {first.get(key)!r} in {first_label}, {config.get(key)!r} in {label}",
+            where="format: llava",
+            hint="these adapters belong to different models",
+        )
+        for label, config in configs.items()
+        for key in LLAVA_MUST_AGREE
+        if config.get(key) != first.get(key)
+    ]
+    raise_all(errors)
+    return llava(recipe.output.weights or "bin")
+
+
+def check_output_name(recipe: Recipe, name: str) -> None:
+    """LLaVA's loader decides by the folder's name how to load it.
+
+    Raises: PlanError when the official loader would take another branch for that name.
+    """
+    if recipe.output.format != "llava":
+        return
+    lowered = name.lower()
+    if "llava" not in lowered or "lora" not in lowered:
+        raise PlanError(
+            f"LLaVA's loader recognises its adapters by folder name, and {name!r} lacks 'llava' or 'lora'",
+            where="output.path",
+            hint="name the folder so that it contains 'llava' and 'lora', e.g. llava-v1.5-7b-lora-merged",
+        )
+    if "mpt" in lowered:
+        raise PlanError(
+            f"{name!r} contains 'mpt', so LLaVA's loader would build an MPT model",
+            where="output.path",
+            hint="rename the folder",
+        )
+
+
+def _widest(adapters: Sequence[Adapter]) -> Literal["float32", "float16", "bfloat16"]:
+    stored = {spec.dtype for a in adapters for f in a.sites.values() for spec in (f.a.spec, f.b.spec)}
+    if stored <= {"float16"}:
+        return "float16"
+    if stored <= {"bfloat16"}:
+        return "bfloat16"
+    return "float32"
+
+
+def _check_missing(recipe: Recipe, adapters: Sequence[Adapter], sites: Sequence[str]) -> None:
+    if recipe.missing != "error":
+        return
+    errors: list[RmkitError] = []
+    for index, adapter in enumerate(adapters):
+        lacking = [site for site in sites if site not in adapter.sites]
+        if lacking:
+            errors.append(
+                PlanError(
+                    f"lacks {len(lacking)} of {len(sites)} sites that other adapters have, the first: {lacking[0]}",
+                    where=f"adapter {index + 1} ({adapter.label})",
+                    hint="set missing: zero (it adds nothing there) or missing: renormalize (means leave it out)",
+                )
+            )
+    raise_all(errors)
+
+
+def _check_overrides(recipe: Recipe, sites: Sequence[str]) -> None:
+    raise_all(
+        PlanError(
+            f"overrides[{index}].match {override.match!r} matches none of the {len(sites)} sites",
+            hint=f"sites look like {sites[0]}",
+        )
+        for index, override in enumerate(recipe.overrides)
+        if not any(fnmatchcase(site, override.match) for site in sites)
+    )

@@ -1,0 +1,185 @@
+"""What a merge consists of: one step per site, one per other tensor, and the tensors that come out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from ..adapters import Adapter, SiteFactors
+from ..method import Method, Params
+from ..recipe import Recipe
+from ..shards import TensorRef, TensorSpec
+from .targets import Target
+
+
+@dataclass(frozen=True)
+class Member:
+    """One adapter at one site. `index` is its position in the recipe."""
+
+    index: int
+    factors: SiteFactors
+    weight: float
+
+    @property
+    def coefficient(self) -> float:
+        """Weight times scale: D_t = coefficient * B_t A_t."""
+        return self.weight * self.factors.scale
+
+
+@dataclass(frozen=True)
+class SiteStep:
+    """Merge one site. `absent` are adapters without the site that count as a zero delta: recipe position and weight.
+
+    full_rank: rank of the method's result, an upper bound. cut: rank the result is truncated to, None: as it is.
+    width: rank it is written with, by zero padding.
+    space, pre, post: as the recipe names them, with their options.
+    """
+
+    site: str
+    members: tuple[Member, ...]
+    absent: tuple[tuple[int, float], ...]
+    method: Method
+    params: Params
+    space: tuple[str, Mapping[str, Any]] | None
+    pre: tuple[tuple[str, Params], ...]
+    post: tuple[tuple[str, Params], ...]
+    full_rank: int
+    cut: int | None
+    width: int
+    names: tuple[str, str]
+
+    @property
+    def model(self) -> SiteFactors:
+        """The factors whose geometry the result has."""
+        return self.members[0].factors
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        return tuple(member.factors.rank for member in self.members)
+
+    @property
+    def shape_key(self) -> tuple[object, ...]:
+        """Steps with one key can run as one batch."""
+        return (
+            self.method.name,
+            self.params,
+            repr((self.space, self.pre, self.post)),
+            self.cut,
+            self.width,
+            self.absent,
+            self.model.d_out,
+            self.model.d_in,
+            tuple(
+                (m.index, m.weight, m.factors.scale, m.factors.rank, m.factors.a.spec.dtype, m.factors.b.spec.dtype)
+                for m in self.members
+            ),
+        )
+
+    @property
+    def read_bytes(self) -> int:
+        return sum(member.factors.nbytes for member in self.members)
+
+    @property
+    def work_bytes(self) -> int:
+        """Estimated peak memory of the step: the factors as stored, three copies of them in float32, and the result."""
+        width = self.model.d_in + self.model.d_out
+        rank_sum = sum(self.ranks)
+        small = 8 * 6 * min(rank_sum, max(self.model.d_in, self.model.d_out)) ** 2
+        return self.read_bytes + 4 * width * (3 * rank_sum + 2 * self.width) + small
+
+    def specs(self, dtype: str) -> tuple[TensorSpec, TensorSpec]:
+        """The two tensors that are written, A first."""
+        kernel = self.model.kernel
+        ones = (1,) * (len(kernel) - 1)
+        return (
+            TensorSpec(self.names[0], dtype, (self.width, *kernel)),
+            TensorSpec(self.names[1], dtype, (self.model.d_out, self.width, *ones)),
+        )
+
+
+@dataclass(frozen=True)
+class ExtraStep:
+    """Produce one tensor that is not a LoRA factor.
+
+    `rule`: `equal`: all inputs must agree bit for bit; `mean`: weighted mean; `first`: the single input given is taken.
+    """
+
+    name: str
+    refs: tuple[TensorRef, ...]
+    weights: tuple[float, ...]
+    rule: Literal["equal", "mean", "first"]
+    spec: TensorSpec
+
+    @property
+    def read_bytes(self) -> int:
+        return sum(ref.spec.nbytes for ref in self.refs)
+
+    @property
+    def work_bytes(self) -> int:
+        """The tensor as read, in float32, and the accumulated mean."""
+        return 3 * 4 * self.spec.numel
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that will happen; the numbers are all that is missing.
+
+    rank: the uniform rank of the output, None while it depends on the data or differs by site.
+    dropped: tensors the recipe's own word leaves out, with the reason. notes: remarks for the user.
+    """
+
+    recipe: Recipe
+    adapters: tuple[Adapter, ...]
+    target: Target
+    dtype: str
+    steps: tuple[SiteStep, ...]
+    extras: tuple[ExtraStep, ...]
+    dropped: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def rank(self) -> int | None:
+        widths = {step.width for step in self.steps}
+        return widths.pop() if len(widths) == 1 else None
+
+    @property
+    def rank_depends_on_data(self) -> bool:
+        return not isinstance(self.recipe.output.rank, int | str)
+
+    @property
+    def random(self) -> bool:
+        """Whether random numbers are drawn anywhere, so that the inputs' identities matter."""
+        return any(step.method.random(step.params) for step in self.steps)
+
+    def with_ranks(self, cuts: Mapping[str, int]) -> Plan:
+        """The plan once the rank of every site is known; padded to the largest unless the recipe says otherwise."""
+        widest = max(cuts.values())
+        return replace(
+            self,
+            steps=tuple(
+                replace(
+                    step,
+                    cut=min(cuts[step.site], step.full_rank),
+                    width=widest if self.recipe.output.uniform else cuts[step.site],
+                )
+                for step in self.steps
+            ),
+        )
+
+    @property
+    def factor_specs(self) -> tuple[TensorSpec, ...]:
+        """The LoRA tensors of the output in the order they lie in its file."""
+        return tuple(sorted((spec for step in self.steps for spec in step.specs(self.dtype)), key=lambda spec: spec.name))
+
+    @property
+    def extra_specs(self) -> tuple[TensorSpec, ...]:
+        return tuple(sorted((step.spec for step in self.extras), key=lambda spec: spec.name))
+
+    @property
+    def read_bytes(self) -> int:
+        return sum(step.read_bytes for step in (*self.steps, *self.extras))
+
+    @property
+    def write_bytes(self) -> int:
+        return sum(spec.nbytes for spec in (*self.factor_specs, *self.extra_specs))

@@ -1,0 +1,55 @@
+"""Output layouts: how the tensors of a merged adapter are called, and which files its folder holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from ..adapters import SiteFactors
+
+
+@dataclass(frozen=True)
+class Target:
+    """One output layout.
+
+    factor_names: (site, factors of an input) -> names of A and B in the file. extra_name: module path -> name in the file.
+    weights: file of the LoRA tensors. extras: file of the other tensors, None: they lie in the same file.
+    alphas: a scalar per site says the rank again, as kohya's tools expect.
+    """
+
+    layout: Literal["peft", "llava", "same"]
+    factor_names: Callable[[str, SiteFactors], tuple[str, str]]
+    extra_name: Callable[[str], str]
+    weights: str
+    extras: str | None = None
+    configured: bool = True
+
+
+def _peft_names(site: str, factors: SiteFactors) -> tuple[str, str]:
+    if factors.kind == "embedding":
+        return f"base_model.model.{site}.lora_embedding_A", f"base_model.model.{site}.lora_embedding_B"
+    return f"base_model.model.{site}.lora_A.weight", f"base_model.model.{site}.lora_B.weight"
+
+
+def _stored_names(site: str, factors: SiteFactors) -> tuple[str, str]:
+    return factors.a.spec.name, factors.b.spec.name
+
+
+def _peft_extra(name: str) -> str:
+    return f"base_model.model.{name}"
+
+
+def peft(weights: Literal["safetensors", "bin"] = "safetensors") -> Target:
+    """PEFT's folder: adapter_config.json and one weights file that also holds saved modules."""
+    return Target("peft", _peft_names, _peft_extra, f"adapter_model.{weights}")
+
+
+def llava(weights: Literal["safetensors", "bin"] = "bin") -> Target:
+    """The official LLaVA trainer's folder, which its evaluation and the official RobustMerge code load."""
+    return Target("llava", _peft_names, _peft_extra, f"adapter_model.{weights}", "non_lora_trainables.bin")
+
+
+def same(weights_file: str, configured: bool) -> Target:
+    """The layout of the inputs: tensors keep the names they have in the first input that holds the site."""
+    return Target("same", _stored_names, _peft_extra, weights_file, None, configured)
