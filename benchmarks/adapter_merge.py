@@ -124,9 +124,11 @@ def against_plain(bench: Bench, case: Case, rounds: int) -> str:
     ]
     head = ["", "merge, s", "process, s", "CPU, s", "anonymous, GB", "mapped, GB"]
     note = (
-        f"{case.adapters} adapters, {len(case.sites())} sites, rank {case.rank}, bfloat16; median of {rounds} rounds, in turn, files cached. "
-        "`merge` is loading and merging on the plain side, reading, merging and writing on ours; `process` includes start and imports, "
-        f"on our side also hashing every input for the receipt. The two results are {distance:.1e} apart (relative, as deltas)."
+        f"{case.adapters} adapters, {len(case.sites())} sites, rank {case.rank}, bfloat16; "
+        f"median of {rounds} rounds, in turn, files cached. "
+        "`merge` is loading and merging on the plain side, reading, merging and writing on ours; "
+        "`process` includes start and imports, on our side also hashing every input for the receipt. "
+        f"The two results are {distance:.1e} apart (relative, as deltas)."
     )
     return f"{note}\n\n{table(head, rows)}"
 

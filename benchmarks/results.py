@@ -18,14 +18,8 @@ ratios, and run both sides again on yours.
 
 def machine() -> str:
     """What the figures depend on, in one line."""
-    model = next(
-        (
-            line.split(":", 1)[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.machine(),
-    )
+    processor = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
+    model = next((value.strip() for key, value in processor.items() if key.strip() == "model name"), platform.machine())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     cores = len(os.sched_getaffinity(0))
     return f"{cores} cores ({model}), {memory:.0f} GiB memory, Python {platform.python_version()}, torch {version('torch')}"

@@ -22,7 +22,7 @@ class KeyedDraws:
 
     sites: one name, or one name per element of the leading batch axes. identities: one per adapter of the stack.
     row: the row of the object at which the tensors asked for begin. In a survey of many sites `origin` counts the entries
-    before this object, and `places` says which of all adapters are in the stack.
+    before this object, and `places` says which of all adapters are in the stack. `part` tells apart several objects of a site.
     """
 
     seed: int
@@ -31,6 +31,7 @@ class KeyedDraws:
     row: int = 0
     origin: int = 0
     places: tuple[int, ...] | None = None
+    part: str = ""
 
     @classmethod
     def of(cls, seed: int, site: str | Sequence[str], identities: Sequence[str]) -> KeyedDraws:
@@ -40,6 +41,10 @@ class KeyedDraws:
     def at_row(self, row: int) -> KeyedDraws:
         """The same numbers, for tensors that begin at `row` of the object."""
         return replace(self, row=row)
+
+    def for_part(self, part: str) -> KeyedDraws:
+        """Other numbers, for one of several objects of the site."""
+        return replace(self, part=part)
 
     def among(self, origin: int, places: Sequence[int]) -> KeyedDraws:
         """The same numbers, for an object that follows `origin` other entries in a survey of many sites."""
@@ -72,7 +77,7 @@ class KeyedDraws:
         who = _SEPARATOR.join(sorted(self.identities)) if adapter is None else self.identities[adapter]
         values = np.empty((len(self.sites), rows, cols), np.float32)
         for site, out in zip(self.sites, values, strict=True):
-            self._fill(out, (str(self.seed), site, who, purpose))
+            self._fill(out, (str(self.seed), site, who, purpose + self.part))
         return torch.from_numpy(values).reshape(like.shape).to(like.device)
 
     def _fill(self, out: np.ndarray[tuple[int, ...], np.dtype[np.float32]], key: tuple[str, ...]) -> None:

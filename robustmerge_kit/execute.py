@@ -17,9 +17,9 @@ from torch import Tensor
 from .adapters import check_values
 from .draws import KeyedDraws
 from .errors import InputError, PlanError, UsageError
-from .factors import FactorStack, LowRank, Weights, decompose
+from .factors import FactorStack, LowRank, Weights
 from .flow import Flow
-from .pipeline import finish, measure_rounding, merge_site
+from .pipeline import finish, measure_rounding, merge_site, singular_values
 from .plan import ExtraStep, Plan, SiteStep
 
 
@@ -260,7 +260,7 @@ class _Runner:
                     found |= {site.step.site: torch.zeros(1, dtype=torch.float64) for site in group}
                     continue
                 stack, draws = self._stack(group, self.device)
-                values = decompose(merge_site(stack, group[0].step, draws)).s.double().cpu()
+                values = singular_values(merge_site(stack, group[0].step, draws)).cpu().reshape(len(group), -1)
                 found |= {site.step.site: values[i] for i, site in enumerate(group)}
         return found
 

@@ -46,7 +46,7 @@ class Weights:
 
     @classmethod
     def of(cls, each: Sequence[float], absent: Sequence[float] = (), places: Sequence[int] | None = None) -> Weights:
-        """Weights of the adapters in the stack, and of those that count but have a zero delta; `places` default to the first."""
+        """Weights of adapters in the stack, and of those that count but have a zero delta; by default the stack is first."""
         known = range(len(each)) if places is None else places
         return cls(tuple(each), float(sum(each) + sum(absent)), len(each) + len(absent), tuple(known))
 
@@ -307,6 +307,11 @@ def _householder(x: Tensor) -> tuple[Tensor, Tensor]:
 def nrank(s: Float[Tensor, "*batch k"], shape: Sequence[int], eps: float) -> Int[Tensor, "*batch"]:
     """Numerical rank: how many singular values exceed max(shape) * eps * the largest; 0 for the zero matrix."""
     return (s > max(shape) * eps * s[..., :1]).sum(-1)
+
+
+def ratio(over: Tensor, under: Tensor) -> Tensor:
+    """Quotient over / under entry by entry; 0 where `under` is 0."""
+    return torch.where(under != 0, over / torch.where(under != 0, under, 1.0), 0.0)
 
 
 def svd(x: Float[Tensor, "*batch m p"], eps: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,8 +13,7 @@ from .disk import check_space
 from .errors import OutputError
 from .execute import Observe, Outcome, Resources, execute, survey_spectra
 from .output import AdapterFiles, Receipt, check_free, describe, staged, write_card
-from .plan import Inputs, Plan, check_output_name, gather, make_plan
-from .ranks import choose_ranks
+from .plan import Inputs, Plan, check_output_name, choose_ranks, gather, make_plan
 from .recipe import Recipe, load_recipe
 from .sources import FileDigest, digest
 
@@ -71,8 +70,7 @@ def settle_ranks(plan: Plan, identities: list[str], resources: Resources) -> Pla
     if not plan.rank_depends_on_data:
         return plan
     spectra = survey_spectra(plan, identities, resources)
-    shapes = {step.site: (step.model.d_out, step.model.d_in) for step in plan.steps}
-    return plan.with_ranks(choose_ranks(plan.recipe.output.rank, spectra, shapes))
+    return plan.with_ranks(choose_ranks(plan, spectra))
 
 
 def _write(

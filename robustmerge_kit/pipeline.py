@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .factors import FactorStack, InCore, LowRank, Spectral, concat, core, decompose, gram, pad, rowwise_gram
+from .factors import (
+    Core,
+    FactorStack,
+    InCore,
+    LowRank,
+    Spectral,
+    concat,
+    core,
+    decompose,
+    gram,
+    norms,
+    pad,
+    rowwise_gram,
+)
 from .method import Coefficient, Draws, Equivariant, Factor
 from .plan import SiteStep
 
-Delta = LowRank | InCore
+Delta = LowRank | InCore | Spectral
 
 
 @dataclass(frozen=True)
@@ -31,14 +46,42 @@ def merge_site(stack: FactorStack, step: SiteStep, draws: Draws) -> Delta:
 
     Shapes: stack (..., r_t, d_in) and (..., d_out, r_t) -> delta (..., d_out, d_in), factored.
     """
+    restores: list[tuple[Callable[[Spectral, Tensor], Spectral], Tensor]] = []
+    for pre, params in step.pre:
+        if pre.restore is not None:
+            restores.append((pre.restore, norms(stack)))
+        stack = pre.apply(stack, params)
+    shared = _Shared(stack)
+    delta = _apply(shared, step, draws)
+    if not restores and not step.post:
+        return delta
+    spectral = decompose(delta)
+    for restore, before in reversed(restores):
+        spectral = restore(spectral, before)
+    for post, params in step.post:
+        spectral = post.apply(spectral, shared.core, params)
+    return spectral
+
+
+class _Shared:
+    """A stack and its core, which is computed once however many of method and post steps ask for it."""
+
+    def __init__(self, stack: FactorStack) -> None:
+        self.stack = stack
+
+    @cached_property
+    def core(self) -> Core:
+        return core(self.stack)
+
+
+def _apply(site: _Shared, step: SiteStep, draws: Draws) -> LowRank | InCore:
     match step.method:
         case Coefficient() as method:
-            return _combine(stack, method, step)
+            return _combine(site.stack, method, step)
         case Equivariant() as method:
-            shared = core(stack)
-            return InCore(shared, method.merge(shared, stack.weights, step.params))
+            return InCore(site.core, method.merge(site.core, site.stack.weights, step.params))
         case Factor() as method:
-            return method.merge(stack, step.params, draws)
+            return method.merge(site.stack, step.params, draws)
         case _:
             raise TypeError(f"{step.method.name} is of no known kind")
 
@@ -57,9 +100,14 @@ def finish(delta: Delta, cut: int | None, width: int) -> Finished:
     """Truncate to rank `cut` (None: not at all) by the best approximation, then pad with zeros to `width`."""
     if isinstance(delta, LowRank) and (cut is None or cut >= delta.rank):
         return Finished(pad(delta, width), torch.ones(delta.a.shape[:-2]))
-    spectral = decompose(delta)
+    spectral = delta if isinstance(delta, Spectral) else decompose(delta)
     kept = width if cut is None else cut
     return Finished(pad(spectral.cut(kept), width), retained_energy(spectral, kept))
+
+
+def singular_values(delta: Delta) -> Float[Tensor, "*batch k"]:
+    """Singular values of a merged delta, float64, descending, zero beyond the numerical rank."""
+    return (delta if isinstance(delta, Spectral) else decompose(delta)).s.double()
 
 
 def retained_energy(spectral: Spectral, k: int) -> Float[Tensor, "*batch"]:

@@ -75,3 +75,18 @@ def rank_magnitudes(x: Float[Tensor, "*batch m"]) -> Tensor:
         order = x.abs().argsort(dim=-1, stable=True)
     places = torch.arange(m, device=x.device).expand_as(order)
     return torch.empty_like(order).scatter_(-1, order, places)
+
+
+def largest_mask(x: Float[Tensor, "*batch m"], k: int) -> Tensor:
+    """Where the k largest |x| along the last axis are; equal magnitudes by lower index.
+
+    k 0: nowhere.
+
+    Shapes: (..., m) -> (..., m) bool.
+    """
+    if k == 0:
+        return torch.zeros_like(x, dtype=torch.bool)
+    size = x.abs()
+    least = kth_magnitude(x, x.shape[-1] - k + 1)[..., None]
+    above, equal = size > least, size == least
+    return above | (equal & (equal.cumsum(-1) <= k - above.sum(-1, keepdim=True)))

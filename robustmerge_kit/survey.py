@@ -2,119 +2,138 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .method import Draws, Of, Order, Whole
+from .method import Draws, Of, Order
 from .select import from_pattern, ordered_pattern
 
 DIGIT = 16
 """Bits that one pass over the blocks resolves: two passes for float32, four for float64."""
 
+_BINS = 1 << DIGIT
+
 
 @dataclass(frozen=True)
 class Block:
-    """Some rows x (..., n, rows, cols) of an object; `adapters` are the places of its n adapters in the whole survey."""
+    """Some rows x (..., n, rows, cols) of an object; `adapters` are the places of its n adapters in the whole survey.
+
+    valid: of an object that is one block, the leading rows of each adapter that count; the others are padding.
+    """
 
     x: Tensor
     draws: Draws
     adapters: tuple[int, ...]
+    valid: tuple[int, ...] | None = None
+
+    @property
+    def first_entry(self) -> int:
+        return self.draws.first_entry(self.x.shape[-1])
+
+    def lanes(self, of: Of) -> list[tuple[int, Tensor]]:
+        """The values that count, lane by lane: the lane's place in the survey, and (..., entries)."""
+        lanes = of(self.x, self.draws).flatten(-2).unbind(-2)
+        if len(lanes) != len(self.adapters):
+            return list(enumerate(lanes))
+        if self.valid is not None:
+            cols = self.x.shape[-1]
+            lanes = tuple(lane[..., : rows * cols] for lane, rows in zip(lanes, self.valid, strict=True))
+        return list(zip(self.adapters, lanes, strict=True))
 
 
 @dataclass(frozen=True)
-class InMemory(Whole):
+class InMemory:
     """An object that is one block."""
 
     block: Block
 
     @property
     def numel(self) -> tuple[int, ...]:
-        return (self.block.x.shape[-2:].numel(),) * len(self.block.adapters)
-
-    def _values(self, of: Of) -> Tensor:
-        return of(self.block.x, self.block.draws).flatten(-2)
+        *_, n, rows, cols = self.block.x.shape
+        return tuple(r * cols for r in self.block.valid or (rows,) * n)
 
     def order(self, of: Of, *positions: Sequence[int] | Tensor, signed: bool = False) -> tuple[Order, ...]:
-        patterns = ordered_pattern(self._values(of), signed)
-        return tuple(_order_in(patterns, _lanes(position, patterns[..., 0])) for position in positions)
+        lanes = [ordered_pattern(lane, signed) for _, lane in self.block.lanes(of)]
+        shape = (*lanes[0].shape[:-1], len(lanes))
+        orders: list[Order] = []
+        for asked in positions:
+            position = _expand(asked, shape, lanes[0].device)
+            each = [_select(lane, at) for lane, at in zip(lanes, position.unbind(-1), strict=True)]
+            value, below, equal = (torch.stack(parts, -1) for parts in zip(*each, strict=True))
+            orders.append(Order(from_pattern(value), below, equal))
+        return tuple(orders)
 
     def locate(self, of: Of, value: Tensor, nth: Tensor) -> Tensor:
-        equal = self._values(of) == value[..., None]
-        seen = equal.cumsum(-1)
-        found = (equal & (seen == nth[..., None] + 1)).to(torch.int8).argmax(-1)
-        return torch.where(nth < 0, -1, found + self.block.draws.first_entry(self.block.x.shape[-1]))
+        return Streamed(lambda: (self.block,), self.numel).locate(of, value, nth)
 
     def total(self, of: Of) -> Tensor:
-        return self._values(of).sum(-1, dtype=torch.float64)
+        return torch.stack([lane.sum(-1, dtype=torch.float64) for _, lane in self.block.lanes(of)], -1)
 
 
 @dataclass(frozen=True)
-class Streamed(Whole):
+class Streamed:
     """An object, or many sites one after the other, that is generated block by block for every pass."""
 
     blocks: Callable[[], Iterable[Block]]
-    numel: tuple[int, ...]  # pyright: ignore[reportIncompatibleMethodOverride, reportIncompatibleVariableOverride]
+    numel: tuple[int, ...]
 
     def order(self, of: Of, *positions: Sequence[int] | Tensor, signed: bool = False) -> tuple[Order, ...]:
-        counts, bits = self._count(of, signed, 0, None)
-        searches = [_Search.start(_lanes(position, counts[..., 0]), counts) for position in positions]
-        for level in range(1, bits // DIGIT):
-            searches = [s.narrow(self._count(of, signed, level, s.prefix)[0]) for s in searches]
-        return tuple(s.result(torch.int64 if bits == 64 else torch.int32) for s in searches)
+        counts, integer = self._count(of, signed, 0, None)
+        shape, levels = counts.shape[:-1], torch.iinfo(integer).bits // DIGIT
+        searches = [_Search.start(_expand(asked, shape, counts.device), counts) for asked in positions]
+        for level in range(1, levels):
+            searches = [search.narrow(self._count(of, signed, level, search.prefix)[0]) for search in searches]
+        return tuple(search.result(integer) for search in searches)
 
-    def _count(self, of: Of, signed: bool, level: int, prefix: Tensor | None) -> tuple[Tensor, int]:
+    def _count(self, of: Of, signed: bool, level: int, prefix: Tensor | None) -> tuple[Tensor, torch.dtype]:
         """How often each 16-bit digit occurs among the entries whose higher digits are `prefix`, (..., m, 65536)."""
-        counts, bits = None, 0
+        counts = torch.empty(0)
+        integer = torch.int32
         for block in self.blocks():
-            patterns = ordered_pattern(of(block.x, block.draws), signed).flatten(-2)
-            bits = torch.iinfo(patterns.dtype).bits
-            if counts is None:
-                lanes = self._lanes(patterns.shape[-2], block)
-                counts = torch.zeros((*patterns.shape[:-2], lanes, 1 << DIGIT), dtype=torch.int64, device=patterns.device)
-            flat, places = patterns.flatten(0, -2), _places(patterns, block, counts.shape[-2])
-            flat_counts, flat_prefix = counts.flatten(0, -2), None if prefix is None else prefix.flatten().tolist()
-            for row, place in zip(flat, places, strict=True):
-                digits = _digits(row, bits, level, None if flat_prefix is None else flat_prefix[place])
-                flat_counts[place] += torch.bincount(digits, minlength=1 << DIGIT)
-        if counts is None:
-            raise ValueError("there is no block to survey")
-        return counts, bits
+            lanes = block.lanes(of)
+            for place, lane in lanes:
+                pattern = ordered_pattern(lane, signed)
+                if not counts.numel():
+                    integer = pattern.dtype
+                    counts = torch.zeros((*lane.shape[:-1], self._width(block, lanes), _BINS), dtype=torch.int64, device=lane.device)
+                for at in _indices(lane.shape[:-1]):
+                    digits = _digits(pattern[at], level, None if prefix is None else int(prefix[*at, place]))
+                    counts[*at, place] += torch.bincount(digits, minlength=_BINS)
+        return counts, integer
 
-    def _lanes(self, m: int, block: Block) -> int:
-        return len(self.numel) if m == len(block.adapters) else m
+    def _width(self, block: Block, lanes: Sequence[tuple[int, Tensor]]) -> int:
+        return len(self.numel) if len(lanes) == len(block.adapters) else len(lanes)
 
     def locate(self, of: Of, value: Tensor, nth: Tensor) -> Tensor:
         found = torch.full_like(nth, -1)
-        left, flat_found, flat_value = nth.flatten().tolist(), found.flatten(), value.flatten()
+        remaining = {at: int(nth[at]) for at in _indices(nth.shape) if nth[at] >= 0}
         for block in self.blocks():
-            if all(n < 0 for n in left):
+            if not remaining:
                 break
-            values = of(block.x, block.draws).flatten(-2)
-            first = block.draws.first_entry(block.x.shape[-1])
-            for row, place in zip(values.flatten(0, -2), _places(values, block, nth.shape[-1]), strict=True):
-                if left[place] < 0:
-                    continue
-                equal = row == flat_value[place]
-                count = int(torch.count_nonzero(equal))
-                if left[place] < count:
-                    flat_found[place] = equal.nonzero()[left[place], 0] + first
-                left[place] -= count
+            for place, lane in block.lanes(of):
+                for batch in _indices(lane.shape[:-1]):
+                    at = (*batch, place)
+                    if at not in remaining:
+                        continue
+                    equal = lane[batch] == value[at]
+                    count = int(torch.count_nonzero(equal))
+                    if remaining[at] < count:
+                        found[at] = equal.nonzero()[remaining.pop(at), 0] + block.first_entry
+                    else:
+                        remaining[at] -= count
         return found
 
     def total(self, of: Of) -> Tensor:
-        sums = None
+        sums = torch.empty(0)
         for block in self.blocks():
-            part = of(block.x, block.draws).sum((-2, -1), dtype=torch.float64)
-            if sums is None:
-                sums = torch.zeros((*part.shape[:-1], self._lanes(part.shape[-1], block)), dtype=part.dtype, device=part.device)
-            columns = block.adapters if part.shape[-1] == len(block.adapters) else range(part.shape[-1])
-            for column, lane in zip(part.unbind(-1), columns, strict=True):
-                sums[..., lane] += column
-        if sums is None:
-            raise ValueError("there is no block to survey")
+            lanes = block.lanes(of)
+            for place, lane in lanes:
+                if not sums.numel():
+                    sums = torch.zeros((*lane.shape[:-1], self._width(block, lanes)), dtype=torch.float64, device=lane.device)
+                sums[..., place] += lane.sum(-1, dtype=torch.float64)
         return sums
 
 
@@ -131,7 +150,7 @@ class _Search:
     def start(cls, position: Tensor, counts: Tensor) -> _Search:
         begun = cls(position, torch.zeros_like(position), position, torch.zeros_like(position)).narrow(counts)
         # The first digit carries the sign.
-        return cls(position, begun.prefix - (1 << (DIGIT - 1)), begun.rank, begun.equal)
+        return cls(position, begun.prefix - _BINS // 2, begun.rank, begun.equal)
 
     def narrow(self, counts: Tensor) -> _Search:
         reached = counts.cumsum(-1)
@@ -144,17 +163,11 @@ class _Search:
         return Order(from_pattern(self.prefix.to(integer)), self.position - self.rank, self.equal)
 
 
-def _places(values: Tensor, block: Block, lanes: int) -> list[int]:
-    """Where the lanes of a block, batch axes flattened, are kept among all lanes."""
-    m = values.shape[-2]
-    each = block.adapters if m == len(block.adapters) else tuple(range(m))
-    return [batch * lanes + lane for batch in range(values.shape[:-2].numel()) for lane in each]
-
-
-def _digits(pattern: Tensor, bits: int, level: int, prefix: int | None) -> Tensor:
-    shift = bits - DIGIT * (level + 1)
+def _digits(pattern: Tensor, level: int, prefix: int | None) -> Tensor:
+    """The 16-bit digit at `level` of the patterns that begin with `prefix`."""
+    shift = torch.iinfo(pattern.dtype).bits - DIGIT * (level + 1)
     if prefix is None:
-        return (pattern >> shift) + (1 << (DIGIT - 1))
+        return (pattern >> shift) + _BINS // 2
     low = prefix << (shift + DIGIT)
     high = low + (1 << (shift + DIGIT)) - 1
     if pattern.device.type == "cpu":
@@ -163,24 +176,27 @@ def _digits(pattern: Tensor, bits: int, level: int, prefix: int | None) -> Tenso
         pattern = torch.from_numpy(array[(array >= low) & (array <= high)])
     else:
         pattern = pattern[(pattern >= low) & (pattern <= high)]
-    return (pattern >> shift) & ((1 << DIGIT) - 1)
+    return (pattern >> shift) & (_BINS - 1)
 
 
-def _lanes(position: Sequence[int] | Tensor, like: Tensor) -> Tensor:
-    return torch.as_tensor(position, dtype=torch.int64, device=like.device).expand(like.shape)
-
-
-def _order_in(patterns: Tensor, position: Tensor) -> Order:
-    """Order statistics along the last axis of (..., m, N), at one position (..., m) per lane."""
-    lanes = patterns.flatten(0, -2)
-    keys = torch.empty_like(lanes[:, 0])
-    for i, at in enumerate(position.flatten().tolist()):
-        if lanes.device.type == "cpu":
-            chosen = lanes[i].clone()
-            chosen.numpy().partition(at)
-            keys[i] = chosen[at]
+def _select(pattern: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The pattern at a position of the ascending order along the last axis, how many are smaller, how many equal."""
+    value = torch.empty_like(pattern[..., 0])
+    for at in _indices(value.shape):
+        if pattern.device.type == "cpu":
+            chosen = pattern[at].clone()
+            chosen.numpy().partition(int(position[at]))
+            value[at] = chosen[position[at]]
         else:
-            keys[i] = lanes[i].kthvalue(at + 1).values
-    key = keys.reshape(position.shape)
-    below, equal = (torch.count_nonzero(compare(patterns, key[..., None]), dim=-1) for compare in (torch.lt, torch.eq))
-    return Order(from_pattern(key), below, equal)
+            value[at] = pattern[at].kthvalue(int(position[at]) + 1).values
+    below, equal = (torch.count_nonzero(compare(pattern, value[..., None]), dim=-1) for compare in (torch.lt, torch.eq))
+    return value, below, equal
+
+
+def _expand(position: Sequence[int] | Tensor, shape: Sequence[int], device: torch.device) -> Tensor:
+    return torch.as_tensor(position, dtype=torch.int64, device=device).expand(tuple(shape))
+
+
+def _indices(shape: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """All index tuples of a shape; one empty tuple where there are no axes."""
+    yield from ((),) if not shape else ((i, *rest) for i in range(shape[0]) for rest in _indices(shape[1:]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,12 +68,13 @@ def load_base() -> DigitReader:
 
 def split(part: str) -> tuple[Images, np.ndarray]:
     """`pretrain` (half of all images), `train` or `test` (a quarter each): no image is in two parts."""
-    images, labels = load_digits(return_X_y=True)
+    data: Any = load_digits()
+    images, labels = data.images / 16, data.target
     everything = np.arange(len(labels))
     first, rest = train_test_split(everything, test_size=0.5, random_state=0, stratify=labels)
     train, test = train_test_split(rest, test_size=0.5, random_state=0, stratify=labels[rest])
     chosen = {"pretrain": first, "train": train, "test": test}[part]
-    return images[chosen].reshape(-1, 8, 8) / 16, labels[chosen]
+    return images[chosen], labels[chosen]
 
 
 def examples(task: str | None, part: str) -> tuple[Tensor, Tensor]:

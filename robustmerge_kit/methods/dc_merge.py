@@ -25,7 +25,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from ..factors import Core, Weights, polar
+from ..factors import Core, Weights, polar, ratio
 from ..method import Equivariant, Params
 
 
@@ -44,7 +44,7 @@ def merge(core: Core, weights: Weights, params: DcMerge) -> Float[Tensor, "*batc
 
     Source: arXiv 2603.06242, algorithm 1.
     """
-    u, s, v = (torch.cat(each, -1) for each in zip(*core.svds, strict=True))
+    u, v = (torch.cat([each[i] for each in core.svds], -1) for i in (0, 2))
     present = [(each[1] > 0).sum(-1) for each in core.svds]
     total = torch.stack(present).sum(0)
     cover_u, cover_v = polar(u, core.eps), polar(v, core.eps)
@@ -54,13 +54,13 @@ def merge(core: Core, weights: Weights, params: DcMerge) -> Float[Tensor, "*batc
         c = ((cover_u.mT @ u_t) * energies[..., None, :]) @ (v_t.mT @ cover_v)
         size = c.abs()
         k = _kept(total, rank, params)
-        threshold = size.flatten(-2).sort(descending=True).values.gather(-1, k[..., None] - 1)
+        threshold = size.flatten(-2).sort(descending=True).values.gather(-1, (k[..., None] - 1).clamp_min(0))
         kept.append(torch.where(size >= threshold[..., None], c, 0.0))
     entries = torch.stack(kept)
     agrees = entries.sign() == entries.sum(0).sign()
     agrees &= entries != 0
     mean = (entries * agrees).sum(0) / agrees.sum(0).clamp_min(1)
-    owner = torch.repeat_interleave(torch.tensor([each[1].shape[-1] for each in core.svds])).to(u.device)
+    owner = torch.repeat_interleave(torch.tensor([each[1].shape[-1] for each in core.svds], device=u.device))
     merged = torch.where(owner[:, None] == owner[None, :], mean, 0.0)
     return params.gain * cover_u @ merged @ cover_v.mT
 
@@ -71,11 +71,11 @@ def _smoothed(s: Tensor, rank: Tensor, params: DcMerge) -> Tensor:
     inside = place < rank[..., None]
     total = s.sum(-1, keepdim=True)
     if params.smoothing == "mean":
-        return torch.where(inside, total / rank[..., None], 0.0)
-    last = s.gather(-1, rank[..., None] - 1)
-    top = (s[..., :1] / last).clamp(max=params.rho)
+        return torch.where(inside, total / rank[..., None].clamp_min(1), 0.0)
+    last = s.gather(-1, (rank[..., None] - 1).clamp_min(0))
+    top = ratio(s[..., :1], last).clamp(max=params.rho)
     slope = torch.where(inside, top + (1 - top) * place / (rank[..., None] - 1).clamp_min(1), 0.0)
-    return total * slope / slope.sum(-1, keepdim=True)
+    return total * ratio(slope, slope.sum(-1, keepdim=True))
 
 
 def _kept(total: Tensor, rank: Tensor, params: DcMerge) -> Tensor:

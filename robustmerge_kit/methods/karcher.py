@@ -26,7 +26,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from ..factors import Weights
+from ..factors import Weights, ratio
 from ..method import Coefficient, Params
 
 
@@ -46,7 +46,7 @@ def merge(gram: Float[Tensor, "*batch n n"], weights: Weights, params: Karcher) 
     each = torch.tensor(weights.each).to(gram)
     share = each / (sum(weights.each) or weights.total)
     length = gram.diagonal(dim1=-2, dim2=-1).sqrt()
-    unit = each.sign() / length
+    unit = ratio(each.sign(), length)
     cosines = (gram * unit[..., :, None] * unit[..., None, :]).clamp(-1, 1)
 
     def size(x: Tensor) -> Tensor:
@@ -54,20 +54,20 @@ def merge(gram: Float[Tensor, "*batch n n"], weights: Weights, params: Karcher) 
 
     start = size(share)
     first = torch.eye(len(each)).to(gram)[0]
-    mu = torch.where(start < params.tol, first, share / torch.where(start < params.tol, 1.0, start))
+    mu = torch.where(start < params.tol, first, ratio(share, start))
     moving = torch.ones_like(start, dtype=torch.bool)
     for _ in range(params.max_iter):
         cos = (cosines @ mu[..., None])[..., 0].clamp(-1, 1)
         theta = cos.acos()
         pulls = (theta >= params.tol) & (theta <= math.pi - params.tol)
-        pull = torch.where(pulls, share * theta / torch.where(pulls, theta.sin(), 1.0), 0.0)
+        pull = torch.where(pulls, share * ratio(theta, theta.sin()), 0.0)
         tangent = pull - (pull * cos).sum(-1, keepdim=True) * mu
         step = size(tangent)
         moving = moving & (step >= params.tol)
         if not bool(moving.any()):
             break
-        moved = step.cos() * mu + step.sin() * tangent / torch.where(moving, step, 1.0)
-        mu = torch.where(moving, moved / size(moved), mu)
+        moved = step.cos() * mu + step.sin() * ratio(tangent, step)
+        mu = torch.where(moving, ratio(moved, size(moved)), mu)
     total = (each / weights.total * length / each.abs()).sum(-1, keepdim=True)
     return total * mu * unit
 

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..factors import Weights
+from ..factors import Weights, ratio
 from ..method import Coefficient, Params
 
 
@@ -38,11 +38,10 @@ def merge(gram: Float[Tensor, "*batch n n"], weights: Weights, params: ModelStoc
     if n == 1:
         return torch.ones_like(gram[..., 0])
     length = gram.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
-    product = length[..., :, None] * length[..., None, :]
-    cosines = torch.where(product > 0, gram / torch.where(product > 0, product, 1.0), 0.0)
+    cosines = ratio(gram, length[..., :, None] * length[..., None, :])
     mean = cosines.triu(1).sum((-2, -1)) / (n * (n - 1) / 2)
     below = 1 + (n - 1) * mean
-    t = torch.where(below.abs() < 1e-6, 0.0, n * mean / torch.where(below.abs() < 1e-6, 1.0, below))
+    t = torch.where(below.abs() < 1e-6, 0.0, n * ratio(mean, below))
     return (t / n)[..., None].expand_as(length)
 
 

@@ -29,7 +29,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..errors import InputError
-from ..factors import Weights
+from ..factors import Weights, ratio
 from ..method import Coefficient, Params
 
 STRAIGHT = 0.9995
@@ -87,27 +87,27 @@ def merge_multislerp(gram: Float[Tensor, "*batch n n"], weights: Weights, params
     each = torch.tensor(weights.each).to(gram)
     a = each / weights.total if params.normalize_weights else each
     length = gram.diagonal(dim1=-2, dim2=-1).sqrt()
-    direction = each.sign() / length
+    direction = ratio(each.sign(), length)
     mean = a * direction
     size = torch.einsum("...i,...ij,...j->...", mean, gram, mean).clamp_min(0).sqrt()[..., None]
     cancels = size < 1e-8 * a.abs().sum()
     if weights.count > 2 and bool(cancels.any()):
         raise InputError("the directions of the deltas cancel, so multislerp has no mean direction", hint="change the weights")
     total = (a * length / each.abs()).sum(-1, keepdim=True)
-    return torch.where(cancels, a / each, total * mean / torch.where(cancels, 1.0, size))
+    return torch.where(cancels, a / each, total * ratio(mean, size))
 
 
 def _cosine(gram: Tensor) -> Tensor:
     """Cosine of the angle between two deltas, kept as a last axis of length 1; 0 for a single one."""
     if gram.shape[-1] == 1:
         return torch.zeros_like(gram[..., 0])
-    return (gram[..., 0, 1] / (gram[..., 0, 0] * gram[..., 1, 1]).sqrt()).clamp(-1, 1)[..., None]
+    return ratio(gram[..., 0, 1], (gram[..., 0, 0] * gram[..., 1, 1]).sqrt()).clamp(-1, 1)[..., None]
 
 
 def _arc(share: Tensor, cos: Tensor) -> Tensor:
     theta = cos.acos()
     sin = theta.sin()
-    return (share * theta).sin() / torch.where(sin == 0, 1.0, sin)
+    return ratio((share * theta).sin(), sin)
 
 
 def refuse_weight_zero(params: Slerp, weights: Sequence[float]) -> str | None:

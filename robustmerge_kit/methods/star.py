@@ -17,7 +17,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from ..factors import Core, Weights
+from ..factors import Core, Weights, ratio
 from ..method import Equivariant, Params
 
 
@@ -42,7 +42,7 @@ def _truncated(s: Tensor, eta: float) -> Tensor:
     total = cumulated[..., -1:]
     kept = (cumulated < eta / 100 * total).sum(-1, keepdim=True) + 1
     short = torch.where(torch.arange(s.shape[-1], device=s.device) < kept, s, 0.0)
-    return short * (total / short.sum(-1, keepdim=True))
+    return short * ratio(total, short.sum(-1, keepdim=True))
 
 
 METHODS = (Equivariant(name="star", paper="NAACL 2025 (STAR)", params=Star, merge=merge),)

@@ -26,7 +26,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from ..factors import Core, Weights, nrank, svd
+from ..factors import Core, Weights, nrank, ratio, svd
 from ..method import Equivariant, Params
 
 
@@ -54,7 +54,7 @@ def merge(core: Core, weights: Weights, params: Wudi) -> Float[Tensor, "*batch q
     """
     left, inputs = _inputs(core)
     w, s, v = svd(inputs, core.eps)
-    inverse = torch.where(s > 0, 1 / torch.where(s > 0, s, 1.0), 0.0)
+    inverse = ratio(torch.ones_like(s), s)
     return params.gain * (left @ (w * inverse[..., None, :])) @ v.mT
 
 
@@ -70,7 +70,7 @@ def merge_soft(core: Core, weights: Weights, params: SoftWudi) -> Float[Tensor, 
     dim = _input_rank(core)[..., None]
     if params.adaptive:
         known = torch.where(place < dim, e, 0.0)
-        k = (known.sqrt().sum(-1, keepdim=True) ** 2 / known.sum(-1, keepdim=True)).ceil()
+        k = ratio(known.sqrt().sum(-1, keepdim=True) ** 2, known.sum(-1, keepdim=True)).ceil()
     else:
         k = (dim * params.keep_fraction + 0.999).floor()
     soft = params.filter == "exponential" or (params.filter is None and not params.adaptive)
@@ -87,7 +87,7 @@ def _inputs(core: Core) -> tuple[Tensor, Tensor]:
     lefts: list[Tensor] = []
     rights: list[Tensor] = []
     for u, s, v in core.svds:
-        share = s / torch.linalg.vector_norm(s, dim=-1, keepdim=True)
+        share = ratio(s, torch.linalg.vector_norm(s, dim=-1, keepdim=True))
         lefts.append(u * (share * s)[..., None, :])
         rights.append((v * share[..., None, :]).mT)
     return torch.cat(lefts, -1), torch.cat(rights, -2)

@@ -2,6 +2,7 @@
 
 from .build import check_output_name, make_plan
 from .gather import Inputs, gather, labels
+from .ranks import choose_ranks
 from .steps import ExtraStep, Member, Plan, SiteStep
 from .targets import Target
 
@@ -13,6 +14,7 @@ __all__ = [
     "SiteStep",
     "Target",
     "check_output_name",
+    "choose_ranks",
     "gather",
     "labels",
     "make_plan",

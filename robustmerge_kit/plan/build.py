@@ -13,6 +13,7 @@ from ..errors import PlanError, RecipeError, RmkitError, raise_all
 from ..method import Method, Params
 from ..methods import find
 from ..recipe import Recipe, SiteSettings, count_layers, effective_settings, stack_name
+from ..transforms import Post
 from .extras import plan_extras
 from .legality import resolve_post, resolve_pre, resolve_space
 from .steps import Member, Plan, SiteStep
@@ -30,7 +31,7 @@ def make_plan(recipe: Recipe, adapters: Sequence[Adapter], notes: Sequence[str] 
     _check_missing(recipe, adapters, sites)
     _check_overrides(recipe, sites)
     layers = count_layers(sites)
-    settle = _Settler()
+    settle = _Settler(recipe)
     steps: list[SiteStep] = []
     errors: dict[str, RmkitError] = {}
     for site in sites:
@@ -60,9 +61,11 @@ def make_plan(recipe: Recipe, adapters: Sequence[Adapter], notes: Sequence[str] 
 
 
 class _Settler:
-    """Parameters of a method, built once for every distinct set of values: sites mostly share them."""
+    """Methods, transforms and parameters, built once for every distinct set of values: sites mostly share them."""
 
-    def __init__(self) -> None:
+    def __init__(self, recipe: Recipe) -> None:
+        self.pre = resolve_pre(recipe.pre)
+        self.post = resolve_post(recipe.post)
         self._methods: dict[str, Method] = {}
         self._params: dict[tuple[str, str], Params] = {}
 
@@ -110,10 +113,10 @@ def _plan_site(
         method=method,
         params=params,
         space=space,
-        pre=resolve_pre(recipe.pre, method),
-        post=resolve_post(recipe.post, method),
+        pre=settle.pre,
+        post=settle.post,
         full_rank=full_rank,
-        cut=_cut(recipe, method, full_rank, ranks),
+        cut=_cut(recipe, method, settle.post, full_rank, ranks),
         width=full_rank,
         names=target.factor_names(site, present[0].factors),
     )
@@ -141,7 +144,9 @@ def _check_method(site: str, method: Method, params: Params, present: Sequence[M
         raise PlanError(f"{method.name}: {sentence}", where=f"site {site}")
 
 
-def _cut(recipe: Recipe, method: Method, full_rank: int, ranks: Sequence[int]) -> int | None:
+def _cut(
+    recipe: Recipe, method: Method, post: Sequence[tuple[Post, Params]], full_rank: int, ranks: Sequence[int]
+) -> int | None:
     """The rank a result is truncated to, None when it is written as it is or the data decide."""
     rule = recipe.output.rank
     if method.output_rank == "sum" and rule not in ("auto", "sum"):
@@ -155,9 +160,10 @@ def _cut(recipe: Recipe, method: Method, full_rank: int, ranks: Sequence[int]) -
     else:
         wanted = max(ranks) if rule == "max" else rule
     truncates = not isinstance(rule, int | str) or wanted < full_rank
-    if truncates and method.flat_spectrum and not recipe.output.allow_arbitrary_truncation:
+    flat = [method.name] * method.flat_spectrum + [step.name for step, _ in post if step.flat_spectrum]
+    if truncates and flat and not recipe.output.allow_arbitrary_truncation:
         raise PlanError(
-            f"{method.name} makes all singular values alike, so cutting its rank {full_rank} to {wanted} keeps arbitrary directions",
+            f"{flat[0]} makes all singular values alike, so cutting its rank {full_rank} to {wanted} keeps arbitrary directions",
             hint="choose the rank inside the method or space: ctm, or set output.allow_arbitrary_truncation: true",
         )
     return wanted if wanted < full_rank else None

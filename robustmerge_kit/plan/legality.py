@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
-from ..errors import PlanError
+from pydantic import ValidationError
+
+from ..errors import PlanError, RecipeError
 from ..method import Method, Params
 from ..recipe import SpaceChoice, Step
+from ..transforms import Post, Pre, find_post, find_pre
+from ..transforms import Step as Transform
+
+AnyTransform = TypeVar("AnyTransform", bound=Transform)
+
+_NO_SPACE = {
+    "coefficient": "combines whole deltas by their inner products, which are the same in every space",
+    "equivariant": "runs on the singular structure, which is the same in every space",
+    "factor": "works on A and B themselves",
+    "elementwise": "brings its own space",
+}
 
 
 def resolve_space(choice: SpaceChoice | None, method: Method, site: str) -> tuple[str, Mapping[str, Any]] | None:
@@ -16,18 +29,40 @@ def resolve_space(choice: SpaceChoice | None, method: Method, site: str) -> tupl
     Raises: PlanError when the method cannot run there.
     """
     if choice is None:
-        return ("full", {}) if method.kind == "elementwise" else None
+        return ("full", {}) if "full" in method.spaces else None
     name, options = (choice, {}) if isinstance(choice, str) else next(iter(choice.items()))
-    raise PlanError(
-        f"{method.name} is a {method.kind} method and has no space {name!r}", where=f"site {site}", hint="remove `space`"
-    )
+    if name in method.spaces:
+        return name, options
+    if method.spaces:
+        what = f"{method.name} runs in {', '.join(method.spaces)}, not in space {name!r}"
+    else:
+        what = f"{method.name} has no space {name!r}: it {_NO_SPACE[method.kind]}"
+    raise PlanError(what, where=f"site {site}", hint="remove `space`, or choose another method; see `rmkit methods`")
 
 
-def resolve_pre(steps: Sequence[Step], method: Method) -> tuple[tuple[str, Params], ...]:
-    """The pre steps by name with their parameters."""
-    return ()
+def resolve_pre(steps: Sequence[Step]) -> tuple[tuple[Pre, Params], ...]:
+    """The pre steps of a recipe with their parameters.
+
+    Raises: RecipeError for an unknown step or wrong parameters.
+    """
+    return tuple(_resolve(step, find_pre, f"pre[{index}]") for index, step in enumerate(steps))
 
 
-def resolve_post(steps: Sequence[Step], method: Method) -> tuple[tuple[str, Params], ...]:
-    """The post steps by name with their parameters."""
-    return ()
+def resolve_post(steps: Sequence[Step]) -> tuple[tuple[Post, Params], ...]:
+    """The post steps of a recipe with their parameters.
+
+    Raises: RecipeError for an unknown step or wrong parameters.
+    """
+    return tuple(_resolve(step, find_post, f"post[{index}]") for index, step in enumerate(steps))
+
+
+def _resolve(step: Step, find: Callable[[str], AnyTransform], where: str) -> tuple[AnyTransform, Params]:
+    name, options = (step, {}) if isinstance(step, str) else next(iter(step.items()))
+    found = find(name)
+    try:
+        return found, found.params(**options)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        field = ".".join(map(str, problem["loc"]))
+        known = ", ".join(found.params.model_fields)
+        raise RecipeError(f"{name}: {field}: {problem['msg']}", where=where, hint=f"parameters are {known}") from error

@@ -10,6 +10,7 @@ from ..adapters import Adapter, SiteFactors
 from ..method import Method, Params
 from ..recipe import Recipe
 from ..shards import TensorRef, TensorSpec
+from ..transforms import Post, Pre
 from .targets import Target
 
 
@@ -33,7 +34,7 @@ class SiteStep:
 
     full_rank: rank of the method's result, an upper bound. cut: rank the result is truncated to, None: as it is.
     width: rank it is written with, by zero padding.
-    space, pre, post: as the recipe names them, with their options.
+    space: its name and options.
     """
 
     site: str
@@ -42,8 +43,8 @@ class SiteStep:
     method: Method
     params: Params
     space: tuple[str, Mapping[str, Any]] | None
-    pre: tuple[tuple[str, Params], ...]
-    post: tuple[tuple[str, Params], ...]
+    pre: tuple[tuple[Pre, Params], ...]
+    post: tuple[tuple[Post, Params], ...]
     full_rank: int
     cut: int | None
     width: int
@@ -64,7 +65,7 @@ class SiteStep:
         return (
             self.method.name,
             self.params,
-            repr((self.space, self.pre, self.post)),
+            repr(self.space),
             self.cut,
             self.width,
             self.absent,

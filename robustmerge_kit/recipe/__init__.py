@@ -1,20 +1,29 @@
 """The recipe room: YAML text -> Recipe, every mistake with its line and column; the only room that reads or writes YAML."""
 
+from .json_schema import json_schema
 from .load import load_recipe, parse_recipe
-from .schema import AdapterEntry, FirstOf, Recipe, SpaceChoice, Step
+from .schema import AdapterEntry, BudgetRank, EnergyRank, FirstOf, Output, Override, Recipe, SpaceChoice, Step
 from .values import SiteSettings, count_layers, effective_settings, resolve_params, stack_name
+from .write import Found, starter
 
 __all__ = [
     "AdapterEntry",
+    "BudgetRank",
+    "EnergyRank",
     "FirstOf",
+    "Found",
+    "Output",
+    "Override",
     "Recipe",
     "SiteSettings",
     "SpaceChoice",
     "Step",
     "count_layers",
     "effective_settings",
+    "json_schema",
     "load_recipe",
     "parse_recipe",
     "resolve_params",
     "stack_name",
+    "starter",
 ]

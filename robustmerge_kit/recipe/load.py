@@ -57,21 +57,23 @@ def parse_recipe(text: str, path: Path | None = None) -> Recipe:
         )
     problems = Problems(document)
     data = _without_unavailable(document.data, problems)
-    notes: tuple[str, ...] = ()
+    translated = None
     if is_mergekit(data):
-        data, notes = translate(data, problems, path.parent if path else Path.cwd())
-    recipe, depth = None, None
-    if data is not None:
-        depth = data.pop("_depth", None) if notes else None
-        try:
-            recipe = Recipe.model_validate(data)
-        except ValidationError as error:
-            problems.add_invalid(error, data, Recipe)
-        check_parameters(data, problems)
-        _check_names(data, problems)
+        translated = translate(data, problems, path.parent if path else Path.cwd())
+        if translated is None:
+            raise_all(problems.all())
+            raise AssertionError("a recipe that cannot be translated has problems")
+        data = translated.data
+    recipe = None
+    try:
+        recipe = Recipe.model_validate(data)
+    except ValidationError as error:
+        problems.add_invalid(error, data, Recipe)
+    check_parameters(data, problems)
+    _check_names(data, problems)
     raise_all(problems.all())
     assert recipe is not None, "a recipe without problems is valid"
-    recipe._text, recipe._path, recipe._notes = text, path, notes  # pyright: ignore[reportPrivateUsage]
+    recipe.remember(text, path, translated.notes if translated else (), translated.depth if translated else None)
     return recipe
 
 

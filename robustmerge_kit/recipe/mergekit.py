@@ -1,4 +1,4 @@
-"""mergekit's form of a recipe (`models:` or `slices:` of `base+lora`) -> the data of a recipe of ours, with mergekit's defaults.
+"""mergekit's form of a recipe (`models:` or `slices:` of `base+lora`) -> the data of one of ours, with mergekit's defaults.
 
 Layer ranges become filter lists with `layers`; what would restack layers, merge vocabularies or whole models is refused.
 """
@@ -6,6 +6,7 @@ Layer ranges become filter lists with `layers`; what would restack layers, merge
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -109,21 +110,29 @@ def is_mergekit(data: Mapping[str, Any]) -> bool:
     return any(key in data for key in _ONLY_HERE) and "adapters" not in data
 
 
-def translate(data: Mapping[str, Any], problems: Problems, place: FilePath) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
-    """Our data for mergekit's, and what the user must be told; None when `problems` say why there is none."""
+@dataclass(frozen=True)
+class Translated:
+    """The data of a recipe of ours, what the user must be told, and the number of layers where ranges of layers say it."""
+
+    data: dict[str, Any]
+    notes: tuple[str, ...]
+    depth: int | None
+
+
+def translate(data: Mapping[str, Any], problems: Problems, place: FilePath) -> Translated | None:
+    """Our data for mergekit's; None when `problems` say why there is none."""
     before = len(problems)
-    data = _tidy(data)
-    _refuse_what_adapters_lack(data, problems)
-    data.pop("modules", None)
+    tidy: dict[str, Any] = _tidy(data)
+    _refuse_what_adapters_lack(tidy, problems)
+    tidy.pop("modules", None)
     try:
-        MergekitRecipe.model_validate(data)
+        MergekitRecipe.model_validate(tidy)
     except ValidationError as error:
-        problems.add_invalid(error, data, MergekitRecipe)
+        problems.add_invalid(error, tidy, MergekitRecipe)
     if len(problems) > before:
-        return None, ()
-    translation = _Translation(data, problems, place)
-    translated = translation.run()
-    return (None if len(problems) > before else translated), tuple(translation.notes)
+        return None
+    translated = _Translation(tidy, problems, place).run()
+    return None if len(problems) > before else translated
 
 
 def _tidy(value: Any) -> Any:
@@ -164,9 +173,9 @@ class _Translation:
         self.method: str = data["merge_method"]
         self.notes: list[str] = []
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> Translated:
         models, shared, depth = self._inputs()
-        base, inputs = self._sort_out([(model["model"], path) for model, path in models])
+        base, inputs, bases = self._sort_out([(model["model"], path) for model, path in models])
         kept = {
             key: value
             for key, value in self.data.items()
@@ -186,15 +195,13 @@ class _Translation:
                 hint = "add parameters: {weight: 1.0} to each model, or to the recipe"
                 self.problems.add(path, f"{self.method} needs a weight for {model['model']!r}", hint=hint)
         self.problems.origin[("adapters",)] = ("models",) if "models" in self.data else ("slices",)
-        self._count_the_base([models[i] for i in range(len(models)) if i not in dict(inputs)], adapters, common)
+        self._count_the_base([models[number] for number in bases], adapters, common)
         self._default(common)
         self._tell()
         result = {**kept, "adapters": adapters, "parameters": common, "output": self._output()}
         if base is not None:
             result["base_model"] = base
-        if depth is not None:
-            result["_depth"] = depth
-        return result
+        return Translated(result, tuple(self.notes), depth)
 
     def _inputs(self) -> tuple[list[tuple[Mapping[str, Any], Path]], Parameters, int | None]:
         """The models with their places, the parameters of all of them, and the number of layers where ranges say it."""
@@ -211,15 +218,19 @@ class _Translation:
                 self.problems.add(("slices", i), _NO_SLICES, hint=hint)
                 return [], {}, None
             end = ranges[0][1]
-        models, shared = flatten(slices, shared, self._mergekit_default)
+        try:
+            models, shared = flatten(slices, shared, self._mergekit_default)
+        except RmkitError as error:
+            self.problems.add_error(("slices",), error)
+            return [], {}, None
         return [(model, ("slices", 0, "sources", i)) for i, model in enumerate(models)], shared, end
 
     def _mergekit_default(self, name: str) -> Any:
         default = DEFAULTS.get(self.method, {}).get(_RENAMED.get(name, name))
         return {"l1": True, "none": False}.get(default, default) if isinstance(default, str) else default
 
-    def _sort_out(self, references: list[tuple[str, Path]]) -> tuple[str | None, list[tuple[int, str]]]:
-        """The base, and the adapters with their number among the models; mistakes are noted."""
+    def _sort_out(self, references: list[tuple[str, Path]]) -> tuple[str | None, list[tuple[int, str]], list[int]]:
+        """The base, the adapters with their number among the models, the numbers of the base itself; mistakes are noted."""
         told = self.data.get("base_model")
         whole: Reference | None = None
         try:
@@ -228,9 +239,10 @@ class _Translation:
         except RmkitError as error:
             path = next((path for text, path in references if repr(text) in error.what), ("base_model",))
             self.problems.add_error((*path, "model") if path != ("base_model",) else path, error)
-            return None, []
+            return None, [], []
         base = (whole.base or whole.alone) if whole else next((part.base for part in parts if part.base), None)
         inputs: list[tuple[int, str]] = []
+        bases: list[int] = []
         for number, ((text, path), part) in enumerate(zip(references, parts, strict=True)):
             at = (*path, "model")
             if part.base is not None and not same_base(part.base, base, self.place):
@@ -243,9 +255,11 @@ class _Translation:
                     hint = "extract a LoRA first (mergekit-extract-lora), or use mergekit"
                     self.problems.add(at, f"input {number + 1} is a full model ({part.alone})", hint=hint)
                 inputs.append((number, part.alone))
+            else:
+                bases.append(number)
         if whole and whole.adapter is not None and self.method not in ("linear", "karcher"):
             self._start_from(told or "", references, inputs)
-        return base, inputs
+        return base, inputs, bases
 
     def _start_from(self, told: str, references: list[tuple[str, Path]], inputs: list[tuple[int, str]]) -> None:
         """Mergekit's slerp names its first model in base_model; elsewhere a base with an adapter means other deltas."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ..errors import RecipeError
+
 Parameters = Mapping[str, Any]
 Line = dict[str, Any]
 
@@ -19,6 +21,8 @@ def flatten(
     """The models with parameters over all layers, and the parameters of all models.
 
     `default` is the value of a parameter where no line of a filter list describes a tensor, None where there is none.
+
+    Raises: RecipeError where a parameter has no value for some tensors.
     """
     ranges = [tuple(each["sources"][0]["layer_range"]) for each in slices]
     models: list[dict[str, Any]] = []
@@ -36,14 +40,14 @@ def _lines(
     name: str, ranges: Sequence[tuple[int, ...]], places: Sequence[Sequence[Parameters]], default: Callable[[str], Any]
 ) -> list[Line]:
     """One parameter as a filter list: lm_head, then the layers of every slice, then what stands before the stack."""
-    chains = [_chain([settings[name] for settings in place if name in settings], default(name)) for place in places]
+    chains = [_chain(name, [settings[name] for settings in place if name in settings], default(name)) for place in places]
     head = next((line["value"] for line in chains[-1] if line.get("filter", "") in "lm_head.weight"), None)
     first = [{"filter": "lm_head", "value": head}] if head is not None else []
     middle = [{**line, "layers": list(span)} for span, chain in zip(ranges, chains, strict=True) for line in chain]
     return [*first, *middle, *chains[0]]
 
 
-def _chain(values: Sequence[Any], default: Any) -> list[Line]:
+def _chain(name: str, values: Sequence[Any], default: Any) -> list[Line]:
     """Values from strongest to weakest as one filter list, closed by the default."""
     lines: list[Line] = []
     for value in (*values, default):
@@ -55,4 +59,6 @@ def _chain(values: Sequence[Any], default: Any) -> list[Line]:
             if line.get("filter", "*") == "*":
                 return [*lines, {"value": line["value"]}]
             lines.append({"filter": line["filter"], "value": line["value"]})
-    return lines
+    raise RecipeError(
+        f"{name} has no value for the tensors of a slice that no filter describes", hint="end it with {value: ..}"
+    )

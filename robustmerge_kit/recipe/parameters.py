@@ -99,7 +99,7 @@ def _check_value(value: Any, path: Path, checkers: list[TypeAdapter[Any]], probl
         problems.add(
             path,
             f"{name} takes one value, got a gradient {show(value)}",
-            hint="values between the layers would not be whole; use a filter list, or overrides",
+            hint="only numbers with fractions take a gradient; use a filter list, or overrides",
         )
         return
     for place, scalar in _scalars(value, path):
@@ -174,7 +174,8 @@ def _check_spaces(data: Mapping[str, Any], problems: Problems) -> None:
 def field_adapter(params: type[BaseModel], name: str) -> TypeAdapter[Any]:
     """The check of one field of a method's settings, ranges included."""
     field = params.model_fields[name]
-    return TypeAdapter(Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation)
+    checked: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation  # pyright: ignore[reportInvalidTypeForm]
+    return TypeAdapter(checked)
 
 
 @lru_cache(maxsize=1)

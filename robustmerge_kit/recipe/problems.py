@@ -104,7 +104,7 @@ def show(value: Any) -> str:
 def nearest(name: str, known: Iterable[str]) -> str:
     """The hint of an unknown name: what was probably meant, else all there is."""
     known = list(known)
-    near = difflib.get_close_matches(name, known, n=2, cutoff=0.6)
+    near = difflib.get_close_matches(name, known, n=2, cutoff=0.7)
     if not near:
         near = [other for other in known if other.lower() == name.lower()]
     if near:
@@ -120,7 +120,7 @@ def unknown(noun: str, name: str, known: Iterable[str]) -> tuple[str, str]:
 def known_keys(model: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:
     """The keys a user may type at the location pydantic reports an unknown one for."""
     here = _members(model)
-    for step in loc[:-1]:
+    for step in loc[: len(loc) - 1]:
         if not (isinstance(step, str) and step.startswith("<")):
             here = [member for kind in here for inner in _inside(kind, step) for member in _members(inner)]
     fields = [kind.model_fields for kind in here if isinstance(kind, type) and issubclass(kind, BaseModel)]
@@ -149,15 +149,22 @@ def _inside(kind: Any, step: str | int) -> list[Any]:
 def _place(loc: tuple[str | int, ...], data: Any, kind: str) -> Path:
     """The path in `data` of pydantic's location, which also names members of unions."""
     place: list[str | int] = []
+    inner: Any = data
     for number, step in enumerate(loc):
         if step == "[key]":
             break
-        if (isinstance(data, dict) and isinstance(step, str) and step in data) or (isinstance(data, list) and isinstance(step, int) and step < len(data)):
-            data = data[step]
+        if _holds(inner, step):
+            inner = inner[step]
         elif not (kind == "missing" and number == len(loc) - 1):
             continue
         place.append(step)
     return tuple(place)
+
+
+def _holds(data: Any, step: str | int) -> bool:
+    if isinstance(data, dict):
+        return step in data
+    return isinstance(data, list) and isinstance(step, int) and step < len(data)
 
 
 def _severity(kind: str) -> int:

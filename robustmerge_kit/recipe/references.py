@@ -1,4 +1,4 @@
-"""mergekit's notation for an input, `base[@revision]+lora[@revision]`, taken apart; existence on disk decides what `+` means."""
+"""mergekit's notation for an input, `base[@revision]+lora[@revision]`, taken apart; the disk decides what `+` means."""
 
 from __future__ import annotations
 

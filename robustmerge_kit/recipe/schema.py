@@ -196,7 +196,7 @@ RankRule = Annotated[
     | Annotated[int, Field(ge=1), Tag("<number>")]
     | Annotated[EnergyRank, Tag("<energy>")]
     | Annotated[BudgetRank, Tag("<budget>")],
-    _one_of(name="auto, sum or max", number="a whole number", energy="{energy: 0.99}", budget="{budget: {average: 16}}"),
+    _one_of(name="auto, sum, max", number="a whole number", energy="{energy: 0.99}", budget="{budget: {average: 16}}"),
 ]
 
 
@@ -209,8 +209,8 @@ class Output(Strict):
     )
     rank: RankRule = Field(
         default="auto",
-        description="Rank of the result: auto (the method's own), sum or max of the inputs' ranks, a number, {energy: 0.99}, or "
-        "{budget: {average: 16}}.",
+        description="Rank of the result: auto (the method's own), sum or max of the inputs' ranks, a number, {energy: 0.99} "
+        "or {budget: {average: 16}}.",
     )
     dtype: Literal["float32", "float16", "bfloat16"] | None = Field(
         default=None,
@@ -239,7 +239,7 @@ class FirstOf(Strict):
 
 Extras = Annotated[
     Annotated[Literal["mean", "first", "drop", "error"], Tag("<name>")] | Annotated[FirstOf, Tag("<first>")],
-    _one_of(name="mean, first, drop or error", first="{first: NAME}"),
+    _one_of(name="mean, first, drop, error", first="{first: NAME}"),
 ]
 
 
@@ -274,7 +274,7 @@ class Settings(Strict):
     seed: int = Field(default=0, description="Seed of methods that draw random numbers.")
     missing: Literal["error", "zero", "renormalize"] = Field(
         default="error",
-        description="A site that only some adapters have: error, zero (the others count as zero) or renormalize (they do not count).",
+        description="A site that only some adapters have: error, zero (their delta is zero) or renormalize (not counted).",
     )
     extras: Extras = Field(
         default="error",
@@ -300,6 +300,11 @@ class Recipe(Settings):
     _text: str = PrivateAttr(default="")
     _path: Path | None = PrivateAttr(default=None)
     _notes: tuple[str, ...] = PrivateAttr(default=())
+    _depth: int | None = PrivateAttr(default=None)
+
+    def remember(self, text: str, path: Path | None, notes: tuple[str, ...] = (), depth: int | None = None) -> None:
+        """Keep where the recipe came from; these belong to the text and change no number."""
+        self._text, self._path, self._notes, self._depth = text, path, notes, depth
 
     @property
     def text(self) -> str:
@@ -320,3 +325,8 @@ class Recipe(Settings):
     def notes(self) -> tuple[str, ...]:
         """What the user must be told once: how a recipe in mergekit's form was read."""
         return self._notes
+
+    @property
+    def depth(self) -> int | None:
+        """Number of layers, where the recipe says it by ranges of layers; None for any number."""
+        return self._depth

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from ..errors import RecipeError
+from ..errors import PlanError, RecipeError
 from .problems import requirement, show
 from .schema import Filtered, Override, Recipe, Scalar, SpaceChoice, Value
 
@@ -54,7 +54,7 @@ def stack_name(site: str) -> str:
 
 
 def count_layers(sites: Iterable[str]) -> dict[str, int]:
-    """Number of layers of every stack that occurs, by `stack_name`: the largest layer number plus one; 0 under the empty name."""
+    """Number of layers of every stack, by `stack_name`: the largest layer number plus one; 0 under the empty name."""
     counts = {"": 0}
     for site in sites:
         found = _LAYER.match(site)
@@ -124,8 +124,13 @@ def effective_settings(recipe: Recipe, site: str, layers: int) -> SiteSettings:
     Precedence, key by key: override, adapter entry, recipe. Parameters the site's method does not know concern another
     method of the recipe and are left out. The recipe's space stays with the kind of method it was written for.
 
-    Raises: RecipeError where a required parameter has no value for one of the adapters.
+    Raises: RecipeError where a required parameter has no value for one of the adapters; PlanError for a layer the recipe's
+    ranges of layers do not cover.
     """
+    number = layer_number(site)
+    if recipe.depth is not None and number is not None and number >= recipe.depth:
+        hint = "layer ranges must cover all layers; rmkit does not remove layers"
+        raise PlanError(f"the recipe's slices end at layer {recipe.depth}, and the adapters have layer {number}", hint=hint)
     index = matching_override(recipe, site)
     override = recipe.overrides[index] if index is not None else None
     name = (override and override.merge_method) or recipe.merge_method
@@ -208,18 +213,19 @@ def method_named(name: str) -> Method:
     return find(name)
 
 
-def resolve_params(settings: SiteSettings, site: str = "") -> Params:
-    """The method's own settings at a site, checked.
+def resolve_params(method: Method, values: Mapping[str, Any], where: str = "") -> Params:
+    """A method's own settings from the parameters of a site, checked; `where` starts the message.
 
     Raises: RecipeError for values the method refuses, which load_recipe can only see where they do not depend on the site.
     """
     try:
-        return method_named(settings.method).params(**settings.parameters)
+        return method.params(**values)
     except ValidationError as error:
         found = error.errors(include_url=False)[0]
         name = next((step for step in found["loc"] if isinstance(step, str)), "")
         if found["type"] == "missing":
-            raise RecipeError(f"{settings.method} needs the parameter {name}", where=site) from error
+            hint = f"add it under parameters: {{{name}: ..}}"
+            raise RecipeError(f"{method.name} needs the parameter {name}", where=where, hint=hint) from error
         what, hint = requirement(found)
         got = f", got {show(found['input'])}" if name else ""
-        raise RecipeError(f"{name or settings.method} {what}{got}", where=site, hint=hint) from error
+        raise RecipeError(f"{name or method.name} {what}{got}", where=where, hint=hint) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -252,10 +251,3 @@ class _Reader:
 
 def _clip(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def paths(node: Node, path: Path = ()) -> Iterator[tuple[Path, tuple[int, int]]]:
-    """Every path of a document with the position of its value."""
-    yield path, (node.line, node.column)
-    for step, child in node.children.items():
-        yield from paths(child, (*path, step))

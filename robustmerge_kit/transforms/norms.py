@@ -51,7 +51,7 @@ def balance(stack: FactorStack, params: NormBalance) -> FactorStack:
     """
     m = factors.norms(stack)
     wanted = params.beta * m + (1 - params.beta) * m.mean(-1, keepdim=True)
-    return scaled(stack, torch.where(m > 0, wanted / torch.where(m > 0, m, 1.0), 1.0))
+    return scaled(stack, torch.where(m > 0, factors.ratio(wanted, m), 1.0))
 
 
 def cap(stack: FactorStack, params: NormCap) -> FactorStack:
@@ -59,7 +59,7 @@ def cap(stack: FactorStack, params: NormCap) -> FactorStack:
     m = factors.norms(stack)
     middle = _median(m)
     limit = middle + params.k * _median((m - middle).abs())
-    return scaled(stack, torch.where(m > limit, limit / torch.where(m > 0, m, 1.0), 1.0))
+    return scaled(stack, torch.where(m > limit, factors.ratio(limit, m), 1.0))
 
 
 def rescale(delta: Spectral, core: Core, params: RescaleOutput) -> Spectral:
@@ -78,9 +78,7 @@ def scaled(stack: FactorStack, by: Float[Tensor, "*batch n"]) -> FactorStack:
 
 def lengthened(delta: Spectral, to: Float[Tensor, "*batch"]) -> Spectral:
     """The delta brought to a Frobenius norm; zero stays zero."""
-    norm = factors.norm(delta)
-    by = torch.where(norm > 0, to / torch.where(norm > 0, norm, 1.0), 0.0)
-    return replace(delta, s=delta.s * by[..., None])
+    return replace(delta, s=delta.s * factors.ratio(to, factors.norm(delta))[..., None])
 
 
 def _median(x: Tensor) -> Tensor:

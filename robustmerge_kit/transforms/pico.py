@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..factors import FactorStack, Spectral, core
+from ..factors import FactorStack, Spectral, core, ratio
 from ..method import Params
 from .norms import lengthened
 from .step import Pre
@@ -34,15 +34,11 @@ def calibrate(stack: FactorStack, params: Pico) -> FactorStack:
     """
     small = core(stack)
     u, s, _ = torch.linalg.svd(small.r_b, full_matrices=False)
-    energy = s**2 / (s**2).sum(-1, keepdim=True)
+    energy = ratio(s**2, (s**2).sum(-1, keepdim=True))
     change = 1 / (1 + (len(stack) - 1) * energy) - 1
-    outer = (u * change[..., None, :]) @ u.mT
-    b = []
-    for t, stored in enumerate(stack.b):
-        share = small.q_b.double().mT @ stored.double()
-        b.append((stored.double() + small.q_b.double() @ (outer @ share)).to(stack.dtype))
-        del t
-    return replace(stack, b=tuple(b))
+    directions = small.q_b.double() @ u
+    b = [x.double() + directions @ (change[..., None] * (directions.mT @ x.double())) for x in stack.b]
+    return replace(stack, b=tuple(x.to(stack.dtype) for x in b))
 
 
 def restore(delta: Spectral, norms: Float[Tensor, "*batch n"]) -> Spectral:

@@ -16,9 +16,11 @@ from __future__ import annotations
 from typing import Annotated
 
 import torch
+from jaxtyping import Float
 from pydantic import Field
+from torch import Tensor
 
-from ..factors import Core, Spectral
+from ..factors import Core, Spectral, ratio
 from ..method import Params
 from .step import Post
 
@@ -35,20 +37,19 @@ def calibrate(delta: Spectral, core: Core, params: Svc) -> Spectral:
     Source: arXiv 2602.05536.
     """
     u, v = coordinates(delta, core)
+    noise = max(core.sum.shape[-2:]) * core.eps * core.norms
     total = torch.zeros_like(delta.s)
-    for b, a in core.pairs:
+    for t, (b, a) in enumerate(core.pairs):
         rows = (u.mT @ b) @ a.mT
         length = torch.linalg.vector_norm(rows, dim=-1)
         overlap = delta.s * (rows * v.mT).sum(-1)
-        size = torch.linalg.vector_norm(rows, dim=(-2, -1))
-        known = length > max(core.sum.shape[-2:]) * core.eps * torch.linalg.matrix_norm(b @ a.mT)[..., None]
-        del size
-        z = torch.where(known, overlap / torch.where(known, length**2, 1.0), params.alpha)
+        known = length > noise[..., t, None]
+        z = torch.where(known, ratio(overlap, length**2), params.alpha)
         total = total + z.clamp_min(params.alpha)
     return delta.with_values(delta.s * len(core) / total)
 
 
-def coordinates(delta: Spectral, core: Core) -> tuple[torch.Tensor, torch.Tensor]:
+def coordinates(delta: Spectral, core: Core) -> tuple[Float[Tensor, "*batch q_b k"], Float[Tensor, "*batch q_a k"]]:
     """The singular vectors of the delta in the bases of the core; what lies outside them is orthogonal to every D_t."""
     u = delta.u if delta.q_b is core.q_b else core.q_b.double().mT @ (delta.q_b.double() @ delta.u)
     v = delta.v if delta.q_a is core.q_a else core.q_a.double().mT @ (delta.q_a.double() @ delta.v)

@@ -1,0 +1,112 @@
+"""Common bases of the deltas at one site: singular vectors of the core, the joint decomposition, the common subspace."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from .factors import Core, nrank, svd
+
+
+class CoreOptions(BaseModel):
+    """Options of `space: core`. basis: singular vectors of the joined factors (published), or of the joined deltas."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    basis: Literal["factors", "deltas"] = "factors"
+
+
+class CtmOptions(BaseModel):
+    """Options of `space: ctm`. rank: of the common basis, default the largest of the adapters; beta: 1 leaves norms as they are."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    rank: Annotated[int, Field(ge=1)] | None = None
+    beta: Annotated[float, Field(ge=0, le=1)] = 0.25
+    tol: Annotated[float, Field(ge=0)] = 1e-6
+    max_iter: Annotated[int, Field(ge=1)] = 1000
+
+
+def singular_basis(core: Core, options: CoreOptions) -> tuple[Float[Tensor, "q_b k_b"], Float[Tensor, "q_a k_a"]]:
+    """The bases of `space: core` in the coordinates of the core, one site.
+
+    Left and right singular vectors of [c_1 B_1 | .. | c_n B_n] and [A_1; ..; A_n] (`factors`), or of [D_1 | .. | D_n] and
+    [D_1; ..; D_n] (`deltas`). Directions beyond the numerical rank, zero padding among them, are left out.
+
+    Shapes: core of one site -> (q_b, k_b), (q_a, k_a).
+    Source: arXiv 2509.17786, Eq. 5 to 8. Differs: scales are folded into B first; the published code ignores them.
+    """
+    if options.basis == "factors":
+        return _left(core.r_b, core.eps), _left(core.r_a, core.eps)
+    turned = [(a, b) for b, a in core.pairs]
+    return joint(core.pairs, core.eps)[0], joint(turned, core.eps)[0]
+
+
+def joint(
+    pairs: Sequence[tuple[Float[Tensor, "q r"], Float[Tensor, "p r"]]], eps: float, cut: float = 0.0
+) -> tuple[Float[Tensor, "q k"], Float[Tensor, "k"]]:
+    """Left singular vectors and values of [L_1 M_1^T | .. | L_n M_n^T] from the pairs (L_t, M_t), one site.
+
+    k is the numerical rank; `cut` drops the values up to that fraction of the largest one too.
+
+    Shapes: L_t (q, r_t), M_t (p, r_t) -> (q, k), (k,) descending, float64.
+    Source: arXiv 2410.19735, Eq. 4. Differs: the rank cut is relative; the original's absolute 1e-5 drops real directions.
+    """
+    small = torch.cat([left @ torch.linalg.qr(right)[1].mT for left, right in pairs], -1)
+    u, s, _ = svd(small, eps)
+    keep = (s > 0) & (s > cut * s[:1])
+    return u[:, keep], s[keep]
+
+
+def common_basis(core: Core, options: CtmOptions) -> tuple[Float[Tensor, "*batch q_b k"], Float[Tensor, "*batch q_a k"]]:
+    """Orthonormal U, V that keep as much as possible of all cores: the sum of ||U^T X_t V||^2 is maximised by turns.
+
+        X_t = (beta m_t + (1 - beta) mean(m)) M_t / m_t, m_t = ||M_t||_F
+        U <- top k left singular vectors of [X_1 V | .. | X_n V], then V <- those of [X_1^T U | .. | X_n^T U], repeatedly
+        e = sqrt(|sum ||X_t||^2 - sum ||U^T X_t V||^2|) / sqrt(sum ||X_t||^2) after each sweep
+        stop at the first sweep i >= 3 with |e_(i-1) - e_i| < tol, or at max_iter
+
+    Shapes: cores (..., n, q_b, q_a) -> (..., q_b, k), (..., q_a, k), float64, k capped at min(q_b, q_a).
+    Source: arXiv 2606.03723, Algorithm 1.
+    """
+    cores, sizes = core.cores, core.norms
+    k = min(options.rank or max(core.ranks), *cores.shape[-2:])
+    balance = (options.beta * sizes + (1 - options.beta) * sizes.mean(-1, keepdim=True)) / sizes
+    x = cores * balance[..., None, None]
+    whole = x.square().sum((-3, -2, -1))
+    u, v = _top(_outer(x), k), _top(_outer(x.mT), k)
+    error = torch.full_like(whole, torch.inf)
+    going = torch.ones_like(whole, dtype=torch.bool)
+    for sweep in range(1, options.max_iter + 1):
+        next_u = _top(_outer(x @ v[..., None, :, :]), k)
+        projected = next_u.mT[..., None, :, :] @ x
+        next_v = _top(_outer(projected.mT), k)
+        kept = (projected @ next_v[..., None, :, :]).square().sum((-3, -2, -1))
+        # Sites of a batch that have stopped keep their basis.
+        u = torch.where(going[..., None, None], next_u, u)
+        v = torch.where(going[..., None, None], next_v, v)
+        previous, error = error, ((whole - kept).abs() / whole).sqrt()
+        if sweep >= 3:
+            going = going & ((previous - error).abs() >= options.tol)
+            if not bool(going.any()):
+                break
+    return u, v
+
+
+def _left(x: Float[Tensor, "q p"], eps: float) -> Float[Tensor, "q k"]:
+    u, s, _ = svd(x, eps)
+    return u[:, : int(nrank(s, x.shape, eps))]
+
+
+def _outer(x: Float[Tensor, "*batch n q p"]) -> Float[Tensor, "*batch q q"]:
+    """[x_1 | .. | x_n] times its transpose."""
+    joined = x.movedim(-3, -2).flatten(-2)
+    return joined @ joined.mT
+
+
+def _top(gram: Float[Tensor, "*batch q q"], k: int) -> Float[Tensor, "*batch q k"]:
+    """Eigenvectors of the k largest eigenvalues, largest first."""
+    return torch.linalg.eigh(gram)[1][..., -k:].flip(-1)

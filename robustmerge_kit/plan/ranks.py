@@ -1,0 +1,29 @@
+"""Output ranks that depend on the data, from the singular values of every merged site."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from ..ranks import energy_rank, spend_budget
+from ..recipe import BudgetRank, EnergyRank
+from .steps import Plan
+
+
+def choose_ranks(plan: Plan, spectra: Mapping[str, Tensor]) -> dict[str, int]:
+    """Rank of every site by the recipe's rule; a site without a delta is written with rank 1.
+
+    Shapes: spectra[site] (k,) float64, descending, zero beyond the numerical rank.
+    """
+    rule = plan.recipe.output.rank
+    if isinstance(rule, EnergyRank):
+        return {site: energy_rank(s, rule.energy) for site, s in spectra.items()}
+    if isinstance(rule, BudgetRank):
+        budget = rule.budget
+        shapes = {step.site: (step.model.d_out, step.model.d_in) for step in plan.steps}
+        ranks = spend_budget(
+            spectra, shapes, average=budget.average, score=budget.score, cost=budget.cost, cap=budget.cap
+        )
+        return {site: max(1, rank) for site, rank in ranks.items()}
+    raise TypeError(f"output.rank {rule!r} does not depend on the data")
