@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import sys
@@ -22,7 +23,8 @@ from measure import Cost, measure
 from results import RESULTS, table, write_section
 from safetensors.torch import load_file
 
-PLAIN = Path(__file__).resolve().parent / "official_plain.py"
+HERE = Path(__file__).resolve().parent
+PLAIN = HERE / "official_plain.py"
 RMKIT = [sys.executable, "-m", "robustmerge_kit"]
 AGREEMENT = 0.01
 """Largest relative distance between the two merged deltas; the plain side keeps its scales in bfloat16."""
@@ -36,8 +38,8 @@ def write_recipe(path: Path, folders: Sequence[Path]) -> Path:
 
 
 def run(command: Sequence[str]) -> Cost:
-    """Measure a command that must succeed."""
-    cost = measure(command)
+    """Measure a command that must succeed; rmkit is the one of this checkout."""
+    cost = measure(command, os.environ | {"PYTHONPATH": str(HERE.parent)})
     if cost.code:
         raise SystemExit(f"{' '.join(command)}: exit code {cost.code}\n{cost.output}")
     return cost
@@ -184,8 +186,8 @@ def main() -> None:
         shutil.rmtree(bench.scratch / "bin")
         few = max(1, given.rounds // 2)
         fast = replace(case, weights="safetensors")
-        deeper = [replace(fast, layers=case.layers * factor) for factor in (1, 2, 4)]
-        more = [replace(fast, adapters=adapters) for adapters in (2, 4, 8, 16)]
+        deeper = [replace(fast, layers=case.layers * factor) for factor in ((1,) if given.small else (1, 2, 4))]
+        more = [replace(fast, adapters=adapters) for adapters in ((2,) if given.small else (2, 4, 8, 16))]
         parts.append("Deeper models:\n\n" + growth(bench, deeper, few, "layers", lambda case: case.layers))
         parts.append("More adapters:\n\n" + growth(bench, more, few, "adapters", lambda case: case.adapters))
         parts.append("Commands that read no weights:\n\n" + starting(bench, case, given.rounds))

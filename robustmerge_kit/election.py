@@ -78,15 +78,27 @@ def within(
     Shapes: values (..., m, rows, cols), least and last (..., m) -> (..., m, rows, cols).
     """
     least = least.to(values.dtype)[..., None, None]
-    kept = values >= least
-    if last is not None:
-        rows, cols = values.shape[-2:]
-        first = draws.first_entry(cols)
-        # Ties are decided in the one block that holds the last of them; before it all stay, after it none.
-        if bool((last < first + rows * cols - 1).any()):
-            index = torch.arange(first, first + rows * cols, device=values.device).reshape(rows, cols)
-            kept &= (values != least) | (index <= last[..., None, None])
-    return kept.to(values.dtype)
+    below = torch.nextafter(least, torch.full_like(least, -torch.inf))
+    if last is None:
+        return positive(values - below)
+    rows, cols = values.shape[-2:]
+    first, last = draws.first_entry(cols), last[..., None, None]
+    stop = first + rows * cols
+    if bool(((first <= last) & (last < stop - 1)).any()):
+        index = torch.arange(first, stop, device=values.device).reshape(rows, cols)
+        return ((values > least) | ((values == least) & (index <= last))).to(values.dtype)
+    # The last equal that stays lies in another block: here either all of them stay, or none.
+    return positive(values - torch.where(last < first, least, below))
+
+
+def positive(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """1 where x > 0, else 0, in the dtype of x; overwrites x.
+
+    On CPU torch's comparisons and its arithmetic with booleans take many times longer than this.
+
+    Shapes: any -> the same.
+    """
+    return x.sign_().relu_()
 
 
 def elect(x: Float[Tensor, "*batch n rows cols"]) -> Float[Tensor, "*batch rows cols"]:
@@ -105,12 +117,13 @@ def merge_elected(
     Shapes: (..., n, rows, cols) -> (..., rows, cols).
     Differs: mergekit divides by the signed sum of weights, which flips or explodes with negative ones.
     """
-    agrees = (x * elect(x)[..., None, :, :] > 0).to(x.dtype)
-    total = (x * agrees).sum(-3)
+    sign = elect(x)
+    agreeing = (x * sign[..., None, :, :]).relu_()
+    total = agreeing.sum(-3) * sign
     if not normalize:
         return total
     size = torch.tensor(weights.each, dtype=x.dtype, device=x.device).abs()[:, None, None]
-    mass = (agrees * size).sum(-3)
+    mass = agreeing.sign_().mul_(size).sum(-3)
     return total / torch.where(mass > 0, mass, 1.0)
 
 

@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -265,7 +265,7 @@ class _Runner:
         return found
 
     @contextlib.contextmanager
-    def _on_device(self) -> Iterator[None]:
+    def _on_device(self) -> Generator[None]:
         if self.device.type != "cuda":
             yield
             return
@@ -308,13 +308,13 @@ class _Runner:
 
     def _round(self, site: _Site, exact: LowRank, retained: float) -> _Merged:
         rounded = LowRank(exact.b.to(self.dtype), exact.a.to(self.dtype))
-        if not (rounded.a.isfinite().all() and rounded.b.isfinite().all()):
+        measured = measure_rounding(exact, rounded)
+        if not math.isfinite(measured.norm2 + measured.error2):
             raise PlanError(
                 f"the result does not fit into {self.plan.dtype}",
                 where=f"site {site.step.site}",
                 hint="set output.dtype: float32 or bfloat16, or lower gain and weights",
             )
-        measured = measure_rounding(exact, rounded)
         on_host = LowRank(rounded.b.cpu(), rounded.a.cpu())
         return _Merged(site.step, exact, on_host, retained, measured.norm2, measured.error2, site.zero)
 

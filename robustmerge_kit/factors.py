@@ -222,8 +222,7 @@ class Spectral:
         b = self.q_b @ (self.u[..., :k] * root).to(self.q_b)
         a = (self.v[..., :k] * root).mT.to(self.q_a) @ self.q_a.mT
         if b.shape[-1]:
-            top = torch.take_along_dim(b, b.abs().argmax(-2, keepdim=True), -2)
-            sign = torch.where(top < 0, -1.0, 1.0).to(b)
+            sign = _signs(b)
             b, a = b * sign, a * sign.mT
         return pad(LowRank(b, a), k)
 
@@ -314,10 +313,17 @@ def ratio(over: Tensor, under: Tensor) -> Tensor:
     return torch.where(under != 0, over / torch.where(under != 0, under, 1.0), 0.0)
 
 
-def svd(x: Float[Tensor, "*batch m p"], eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """(U, S, V) with x = U diag(S) V^T, min(m, p) columns; everything beyond the numerical rank is exactly zero."""
+def svd(x: Float[Tensor, "*batch m p"], eps: float, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """(U, S, V) with x = U diag(S) V^T, min(m, p) columns; everything beyond the numerical rank is exactly zero.
+
+    Values up to `noise` (...,) are zero as well: what is left of terms that cancel is rounding, not a direction.
+    """
     u, s, vh = torch.linalg.svd(x.double(), full_matrices=False)
-    return _masked(u, s, vh.mT, x.shape[-2:], eps)
+    u, s, v = _masked(u, s, vh.mT, x.shape[-2:], eps)
+    if noise is None:
+        return u, s, v
+    loud = s > noise[..., None]
+    return u * loud[..., None, :], s * loud, v * loud[..., None, :]
 
 
 def polar(x: Float[Tensor, "*batch m p"], eps: float) -> Float[Tensor, "*batch m p"]:
@@ -329,13 +335,14 @@ def polar(x: Float[Tensor, "*batch m p"], eps: float) -> Float[Tensor, "*batch m
 def decompose(delta: LowRank | InCore) -> Spectral:
     """Singular values and vectors of a merged delta by way of its small core; a zero delta has all values 0."""
     if isinstance(delta, InCore):
-        u, s, v = svd(delta.matrix, delta.core.eps)
-        return Spectral(delta.core.q_b, u, s, v, delta.core.q_a)
+        core = delta.core
+        u, s, v = svd(delta.matrix, core.eps, _rounding(core.r_b, core.r_a))
+        return Spectral(core.q_b, u, s, v, core.q_a)
     exact = delta.b.dtype == torch.float64
+    dtype = torch.float64 if exact else COMPUTE
     q_b, r_b = orthonormal(delta.b, exact)
     q_a, r_a = orthonormal(delta.a.mT, exact)
-    u, s, v = svd(r_b @ r_a.mT, torch.finfo(torch.float64 if exact else COMPUTE).eps)
-    dtype = torch.float64 if exact else COMPUTE
+    u, s, v = svd(r_b @ r_a.mT, torch.finfo(dtype).eps, _rounding(r_b, r_a))
     return Spectral(q_b.to(dtype), u, s, v, q_a.to(dtype))
 
 
@@ -356,6 +363,22 @@ def norm(delta: LowRank | InCore | Spectral) -> Float[Tensor, "*batch"]:
         return torch.linalg.matrix_norm(delta.matrix)
     a, b = delta.a.double(), delta.b.double()
     return ((a @ a.mT) * (b.mT @ b)).sum((-2, -1)).clamp_min(0).sqrt()
+
+
+def _signs(b: Float[Tensor, "*batch d k"]) -> Float[Tensor, "*batch 1 k"]:
+    """The sign of the largest entry by magnitude of every column, of the first one on a tie; + for a zero column."""
+    high, low = b.amax(-2, keepdim=True), -b.amin(-2, keepdim=True)
+    negative = low > high
+    tied = (low == high) & (high > 0)
+    if bool(tied.any()):
+        negative |= tied & (torch.take_along_dim(b, b.abs().argmax(-2, keepdim=True), -2) < 0)
+    return torch.where(negative, -1.0, 1.0).to(b)
+
+
+def _rounding(b: Float[Tensor, "*batch m k"], a: Float[Tensor, "*batch p k"]) -> Float[Tensor, "*batch"]:
+    """How large float64 rounding may be in b a^T: its terms b_j a_j^T may cancel, their rounding does not."""
+    terms = torch.linalg.vector_norm(b, dim=-2) * torch.linalg.vector_norm(a, dim=-2)
+    return max(b.shape[-2], a.shape[-2]) * torch.finfo(torch.float64).eps * torch.linalg.vector_norm(terms, dim=-1)
 
 
 def _masked(u: Tensor, s: Tensor, v: Tensor, shape: Sequence[int], eps: float) -> tuple[Tensor, Tensor, Tensor]:

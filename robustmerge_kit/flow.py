@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 Job = TypeVar("Job")
 Loaded = TypeVar("Loaded")
 Result = TypeVar("Result")
+Item = TypeVar("Item")
 
 
 class _Stopped(Exception):
@@ -141,7 +142,7 @@ class _Run(Generic[Job, Loaded, Result]):
             del item, result
             self._budget.release(self._flow.cost(job))
 
-    def _put(self, channel: queue.Queue[Result], item: Result) -> None:
+    def _put(self, channel: queue.Queue[Item], item: Item) -> None:
         while not self._stop.is_set():
             try:
                 channel.put(item, timeout=0.1)
@@ -150,7 +151,7 @@ class _Run(Generic[Job, Loaded, Result]):
             return
         raise _Stopped
 
-    def _get(self, channel: queue.Queue[Result]) -> Result:
+    def _get(self, channel: queue.Queue[Item]) -> Item:
         while not self._stop.is_set():
             try:
                 return channel.get(timeout=0.1)

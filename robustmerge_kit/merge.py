@@ -37,13 +37,13 @@ def merge(
     clock = Clock()
     resources = resources or Resources()
     target = output_path(recipe, out)
-    check_output_name(recipe, target.name)
     check_free(target, overwrite)
     inputs = gather(recipe)
     _keep_inputs_apart(target, inputs, recipe)
     clock.lap("headers")
     with Hashing(inputs) as hashing:
         plan = make_plan(recipe, inputs.adapters, inputs.notes)
+        check_output_name(plan.target, target)
         check_space(target, plan.write_bytes)
         planned(plan)
         clock.lap("plan")
@@ -55,14 +55,19 @@ def merge(
     return Receipt(target, content)
 
 
-def prepare(recipe: Path) -> Plan:
+def prepare(recipe: Path, out: Path | None = None) -> Plan:
     """Load a recipe, read its inputs' headers and plan it; nothing is written.
+
+    The name of the output is judged as far as it is known: `out`, else the recipe's `output.path`.
 
     Raises: RmkitError.
     """
     loaded = load_recipe(recipe)
     inputs = gather(loaded)
-    return make_plan(loaded, inputs.adapters, inputs.notes)
+    plan = make_plan(loaded, inputs.adapters, inputs.notes)
+    if out is not None or loaded.output.path:
+        check_output_name(plan.target, output_path(loaded, out))
+    return plan
 
 
 def settle_ranks(plan: Plan, identities: list[str], resources: Resources) -> Plan:

@@ -174,10 +174,13 @@ class Elementwise(Method):
     what stands for them in the space; rows may be any block of the rows of the object.
     survey(whole, params) -> stats: what merge must know of all entries before it can treat a block.
     A method whose params have a field `scope` can be surveyed over all sites together.
+    whole: merge must be given all rows at once.
     """
 
     merge: Callable[[Float[Tensor, "*batch n rows cols"], Weights, Any, Draws, Stats], Float[Tensor, "*batch rows cols"]]
     survey: Callable[[Whole, Any], Stats] = no_survey
+    whole: bool = False
+    spaces: tuple[str, ...] = ("full", "core", "knots", "ctm", "factor")
     kind = "elementwise"
 
 

@@ -26,6 +26,18 @@ def kth_magnitude(x: Float[Tensor, "*batch m"], k: int) -> Float[Tensor, "*batch
     return patterns[..., k - 1].clone().view(wide).to(x.dtype)
 
 
+def select_magnitude(magnitudes: Float[Tensor, "*batch m"], k: int) -> Float[Tensor, "*batch"]:
+    """The k-th smallest of values that are not negative; on CPU they are reordered, which saves a copy.
+
+    Shapes: (..., m) contiguous float32 or float64 -> (...).
+    """
+    if magnitudes.device.type != "cpu":
+        return magnitudes.kthvalue(k, dim=-1).values
+    integer = torch.int64 if magnitudes.dtype == torch.float64 else torch.int32
+    magnitudes.view(integer).numpy().partition(k - 1, axis=-1)
+    return magnitudes[..., k - 1].clone()
+
+
 def magnitude_pattern(x: Float[Tensor, "*shape"]) -> Tensor:
     """The bits of |x| read as an integer, which grows with |x|: a new tensor.
 
@@ -39,14 +51,14 @@ def magnitude_pattern(x: Float[Tensor, "*shape"]) -> Tensor:
 
 
 def ordered_pattern(x: Float[Tensor, "*shape"], signed: bool) -> Tensor:
-    """Integers that sort like x and are equal where x is equal (0 and -0 too); `signed` False: x has no negative entry.
+    """Integers that sort like x and are equal where x is equal (0 and -0 too); `signed` False: x has no negative entry nor -0.
 
     Shapes: any -> the same, int64 for float64, else int32.
     """
-    if not signed:
-        return magnitude_pattern(x)
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     integer = torch.int64 if wide == torch.float64 else torch.int32
+    if not signed:
+        return x.detach().to(wide).contiguous().view(integer)
     bits = (x.detach().to(wide) + 0.0).contiguous().view(integer)
     return torch.where(bits < 0, bits ^ torch.iinfo(integer).max, bits)
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 
 from .errors import InputError, RmkitError, raise_all
 from .folders import CONFIG
@@ -164,7 +164,7 @@ def _looks_local(reference: str, place: Path) -> bool:
 def _inside(subfolder: str, reference: str) -> str:
     """A subfolder as a clean relative path with `/`, refused when it leads outside."""
     pure = PurePosixPath(subfolder.replace("\\", "/"))
-    if pure.is_absolute() or PureWindowsPath(subfolder).drive or ".." in pure.parts:
+    if pure.is_absolute() or _DRIVE.match(subfolder) or ".." in pure.parts:
         raise InputError(f"the subfolder {subfolder!r} leads outside of its folder", where=reference)
     return "" if str(pure) == "." else str(pure)
 

@@ -92,19 +92,21 @@ Merged = LowRank | InCore | Dense
 class Object:
     """What a method sees of n adapters: make(start, stop) gives rows of (..., n, rows, cols).
 
-    valid: rows of each adapter that are its own; the others are zero padding, which no survey counts.
+    held: all rows are in memory. valid: rows of each adapter that are its own; the others are zero padding, which no survey
+    counts.
     """
 
     shape: torch.Size
     block_rows: int
     make: Callable[[int, int], Tensor]
     part: str = ""
+    held: bool = False
     valid: tuple[int, ...] | None = None
 
     @classmethod
-    def held(cls, x: Float[Tensor, "*batch n rows cols"], part: str = "", valid: tuple[int, ...] | None = None) -> Object:
+    def of(cls, x: Float[Tensor, "*batch n rows cols"], part: str = "", valid: tuple[int, ...] | None = None) -> Object:
         """An object that is in memory as a whole."""
-        return cls(x.shape, max(1, x.shape[-2]), lambda start, stop: x[..., start:stop, :], part, valid)
+        return cls(x.shape, _block_rows(x.shape, x.device), lambda start, stop: x[..., start:stop, :], part, True, valid)
 
     @property
     def numel(self) -> tuple[int, ...]:
@@ -112,10 +114,11 @@ class Object:
         return tuple(cols * r for r in self.valid or (rows,) * self.shape[-3])
 
     def blocks(self, draws: KeyedDraws) -> Iterator[Block]:
-        """The object block by block."""
-        places = draws.places or tuple(range(self.shape[-3]))
-        for first in range(0, self.shape[-2], self.block_rows):
-            x = self.make(first, min(first + self.block_rows, self.shape[-2]))
+        """The object block by block for a survey; in one block if it is in memory."""
+        places = tuple(range(self.shape[-3])) if draws.places is None else draws.places
+        size = self.shape[-2] if self.held else self.block_rows
+        for first in range(0, self.shape[-2], size):
+            x = self.make(first, min(first + size, self.shape[-2]))
             yield Block(x, draws.for_part(self.part).at_row(first), places, self.valid)
 
 
@@ -157,6 +160,8 @@ def merge(
     Shapes: objects (..., n, rows, cols) -> a merged delta.
     """
     results: list[Dense] = []
+    if method.whole:
+        site = replace(site, objects=tuple(replace(thing, block_rows=thing.shape[-2]) for thing in site.objects))
     for i, thing in enumerate(site.objects):
         if surveyed is None:
             own, stats = draws, method.survey(_whole(thing, draws), params)
@@ -232,7 +237,7 @@ def survey_all(
 
 
 def _whole(thing: Object, draws: KeyedDraws) -> InMemory | Streamed:
-    if thing.block_rows >= thing.shape[-2]:
+    if thing.held or thing.block_rows >= thing.shape[-2]:
         return InMemory(next(thing.blocks(draws)))
     return Streamed(lambda: thing.blocks(draws), thing.numel)
 
@@ -273,20 +278,20 @@ def _block_rows(shape: torch.Size, device: torch.device) -> int:
 
 def _core(core: Core, options: CoreOptions) -> Represented:
     u, v = singular_basis(core, options)
-    return Represented((Object.held(u.mT @ core.cores @ v),), lambda merged: InCore(core, u @ merged[0].full() @ v.mT))
+    return Represented((Object.of(u.mT @ core.cores @ v),), lambda merged: InCore(core, u @ merged[0].full() @ v.mT))
 
 
 def _ctm(core: Core, options: CtmOptions) -> Represented:
     u, v = common_basis(core, options)
     x = u.mT[..., None, :, :] @ core.cores @ v[..., None, :, :]
-    return Represented((Object.held(x),), lambda merged: InCore(core, u @ merged[0].full() @ v.mT))
+    return Represented((Object.of(x),), lambda merged: InCore(core, u @ merged[0].full() @ v.mT))
 
 
 def _knots(core: Core, stack: FactorStack) -> Represented:
     u, _ = joint(core.pairs, core.eps)
     x = [(u.mT @ left).to(stack.dtype) @ stack.folded_a(t) for t, (left, _) in enumerate(core.pairs)]
     basis = core.q_b @ u.to(core.q_b)
-    return Represented((Object.held(torch.stack(x)),), lambda merged: LowRank(basis, merged[0].full()))
+    return Represented((Object.of(torch.stack(x)),), lambda merged: LowRank(basis, merged[0].full()))
 
 
 def _factor(stack: FactorStack) -> Represented:
@@ -300,5 +305,5 @@ def _factor(stack: FactorStack) -> Represented:
         padding = (0, 0, 0, top - r)
         a.append(torch.nn.functional.pad(stack.folded_a(t) * root * c.sign().to(stack.dtype)[..., None, None], padding))
         b.append(torch.nn.functional.pad(stack.b[t].to(stack.dtype).mT * root, padding))
-    objects = (Object.held(torch.stack(a, -3), " A", stack.ranks), Object.held(torch.stack(b, -3), " B", stack.ranks))
+    objects = (Object.of(torch.stack(a, -3), " A", stack.ranks), Object.of(torch.stack(b, -3), " B", stack.ranks))
     return Represented(objects, lambda merged: LowRank(merged[1].full().mT, merged[0].full()))

@@ -98,10 +98,12 @@ class Streamed:
                 pattern = ordered_pattern(lane, signed)
                 if not counts.numel():
                     integer = pattern.dtype
-                    counts = torch.zeros((*lane.shape[:-1], self._width(block, lanes), _BINS), dtype=torch.int64, device=lane.device)
+                    counts = torch.zeros(
+                        (*lane.shape[:-1], self._width(block, lanes), _BINS), dtype=torch.int64, device=lane.device
+                    )
                 for at in _indices(lane.shape[:-1]):
                     digits = _digits(pattern[at], level, None if prefix is None else int(prefix[*at, place]))
-                    counts[*at, place] += torch.bincount(digits, minlength=_BINS)
+                    _add_counts(counts[*at, place], digits)
         return counts, integer
 
     def _width(self, block: Block, lanes: Sequence[tuple[int, Tensor]]) -> int:
@@ -177,6 +179,16 @@ def _digits(pattern: Tensor, level: int, prefix: int | None) -> Tensor:
     else:
         pattern = pattern[(pattern >= low) & (pattern <= high)]
     return (pattern >> shift) & (_BINS - 1)
+
+
+def _add_counts(counts: Tensor, digits: Tensor) -> None:
+    if digits.numel() < _BINS // 4:
+        counts.scatter_add_(0, digits.long(), torch.ones_like(digits, dtype=torch.int64))
+        return
+    # Magnitudes of one block span few of the bins.
+    low = int(digits.min())
+    part = torch.bincount(digits - low)
+    counts[low : low + len(part)] += part
 
 
 def _select(pattern: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -108,14 +108,14 @@ def iso_c(d: list[Matrix], w: list[float], mean_over: str = "rank", gain: float 
 def iso_cts(
     d: list[Matrix],
     w: list[float],
+    total_rank: int,
     common_fraction: float = 0.8,
     rank: int | None = None,
     directions_per_adapter: int | None = None,
     gain: float = 1.0,
 ) -> Matrix:
     n, (u, s, v) = len(d), svd(sum(d))
-    joined = min(svd(np.hstack(d))[1].size, svd(np.vstack(d))[1].size)
-    k = min(rank or len(s), joined) if rank else len(s)
+    k = min(rank, total_rank, *d[0].shape) if rank else len(s)
     p = round((k - int(k * common_fraction)) / n) if directions_per_adapter is None else directions_per_adapter
     if k - n * p < 1:
         p = (k - 1) // n
@@ -141,7 +141,7 @@ def swudi(
     d: list[Matrix],
     w: list[float],
     dim: int,
-    filter: str | None = None,
+    filter: str | None = None,  # noqa: A002
     exp_time: float = 300.0,
     keep_fraction: float = 0.65,
     adaptive: bool = False,
@@ -180,9 +180,15 @@ def dc_merge(
         r = len(s)
         slope = np.ones(r) if smoothing == "mean" else np.linspace(min(rho, s[0] / s[-1]), 1, r)
         c = p.T @ u @ np.diag(s.sum() * slope / slope.sum()) @ v.T @ q
-        k = max(1, int(keep_fraction * size**2)) if keep_per_adapter is None else r if keep_per_adapter == "r" else keep_per_adapter
+        k = (
+            max(1, int(keep_fraction * size**2))
+            if keep_per_adapter is None
+            else r
+            if keep_per_adapter == "r"
+            else keep_per_adapter
+        )
         threshold = np.sort(np.abs(c).ravel())[::-1][min(k, c.size) - 1]
-        kept.append(np.where(np.abs(c) >= threshold, c, 0.0))
+        kept.append(np.where(np.abs(c) >= threshold * (1 - CUT), c, 0.0))
     owner = [t for t, (_, s, _) in enumerate(triples) for _ in s]
     merged = np.zeros((size, size))
     for i, j in itertools.product(range(size), repeat=2):

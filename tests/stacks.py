@@ -27,7 +27,9 @@ def make(
     scales = tuple(scales or [2.0] * len(ranks))
     decay = [torch.logspace(0, -1, r, dtype=torch.float64) for r in ranks]
     a = [torch.randn(*batch, r, d_in, generator=draw, dtype=torch.float64) for r in ranks]
-    b = [0.1 * torch.randn(*batch, d_out, r, generator=draw, dtype=torch.float64) * s for r, s in zip(ranks, decay, strict=True)]
+    b = [
+        0.1 * torch.randn(*batch, d_out, r, generator=draw, dtype=torch.float64) * s for r, s in zip(ranks, decay, strict=True)
+    ]
     coefficients = tuple(w * s for w, s in zip(weights, scales, strict=True))
     return FactorStack(tuple(x.to(dtype) for x in a), tuple(x.to(dtype) for x in b), coefficients, Weights.of(weights))
 
@@ -49,19 +51,19 @@ def shared_a(n: int = 4, r: int = 5, **options: object) -> FactorStack:
 
 
 def steep(**options: object) -> FactorStack:
-    """Shared A, and singular values of every delta that fall over four decades."""
+    """Shared A, and singular values of every delta that fall over three decades."""
     stack = shared_a(**options)  # type: ignore[arg-type]
-    fall = torch.logspace(0, -4, stack.ranks[0])
+    fall = torch.logspace(0, -2, stack.ranks[0])
     return replaced(stack, b=[x * fall.to(x) for x in stack.b])
 
 
 def weak_rows(**options: object) -> FactorStack:
-    """A zero row of A, a zero column of B, and a row 1e-6 of the others."""
+    """A zero row of A, a zero column of B, and a row 1e-4 of the others."""
     stack = make((4, 5, 4), **options)  # type: ignore[arg-type]
     a, b = [x.clone() for x in stack.a], [x.clone() for x in stack.b]
     a[0][..., 1, :] = 0
     b[1][..., :, 2] = 0
-    a[2][..., 0, :] *= 1e-6
+    a[2][..., 0, :] *= 1e-4
     return replaced(stack, a, b)
 
 
@@ -85,6 +87,10 @@ CASES: dict[str, Callable[[], FactorStack]] = {
     "bfloat16": lambda: make([4, 4, 4], dtype=torch.bfloat16, seed=5),
     "float16": lambda: make([4, 2, 4], dtype=torch.float16, seed=6),
     "float64": lambda: make([5, 3, 4], dtype=torch.float64, seed=7),
+    "float64 pair": lambda: make([5, 3], dtype=torch.float64, weights=[1.0, -0.4], seed=7),
+    "float64 above d": lambda: make([6] * 5, 24, 20, dtype=torch.float64, seed=8),
+    "float64 duplicates": lambda: duplicates(3, 4, dtype=torch.float64),
+    "float64 shared A": lambda: shared_a(3, 4, dtype=torch.float64),
 }
 """Stacks every method must handle; none holds a zero delta."""
 
@@ -126,7 +132,7 @@ def difference(x: Tensor, y: Tensor) -> float:
 
 def plain_core(cores: Tensor, eps: float = 2.0**-52) -> Core:
     """A core made of given matrices: the bases are unit matrices, so dense and core are the same thing."""
-    n, rows, columns = cores.shape
+    rows, columns = cores.shape[1:]
     eye = torch.eye(columns, dtype=torch.float64)
     pieces = [torch.linalg.qr(m) for m in cores]
     r_b = torch.cat([q for q, _ in pieces], -1)

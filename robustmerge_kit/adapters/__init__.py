@@ -3,6 +3,7 @@
 from .adapter import Adapter, Extra, ExtraKind, Layout, SiteFactors, SiteKind
 from .align import align, base_name
 from .check import check_values
+from .opened import read_json
 from .read import read_adapter
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "base_name",
     "check_values",
     "read_adapter",
+    "read_json",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
@@ -19,9 +20,9 @@ def check_values(where: str, tensor: torch.Tensor) -> bool:
 
     if tensor.numel() == 0 or not tensor.is_floating_point():
         return False
-    low, high = torch.aminmax(tensor)
-    if bool(torch.isfinite(low)) and bool(torch.isfinite(high)):
-        return bool(low == 0) and bool(high == 0)
+    low, high = (float(bound) for bound in torch.aminmax(tensor))
+    if math.isfinite(low) and math.isfinite(high):
+        return low == 0 == high
     count = int(tensor.numel() - torch.isfinite(tensor).sum())
     raise InputError(
         f"holds NaN/Inf ({count} values)",

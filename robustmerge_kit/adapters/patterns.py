@@ -38,7 +38,9 @@ def _ends_with(module: str, key: str) -> bool:
     if start < 0 or (start > 0 and module[start - 1] != "."):
         return False
     tail = module[start:]
-    return tail == key or ("." in key and key[-1] in (tail[-1], ".") and all(a in (b, ".") for a, b in zip(key, tail, strict=True)))
+    return tail == key or (
+        "." in key and key[-1] in (tail[-1], ".") and all(a in (b, ".") for a, b in zip(key, tail, strict=True))
+    )
 
 
 def _compile(key: str, where: str) -> re.Pattern[str]:

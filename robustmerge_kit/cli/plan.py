@@ -24,7 +24,7 @@ def plan(recipe: Path, out: Path | None, as_json: bool, quiet: bool, debug: bool
     from ..disk import free_bytes
     from ..merge import output_path, prepare
 
-    prepared = prepare(recipe)
+    prepared = prepare(recipe, out)
     target = output_path(prepared.recipe, out)
     content = {**describe(prepared), "output_path": str(target), "free_disk_bytes": free_bytes(target)}
     if as_json:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from tqdm import tqdm
 
@@ -12,16 +12,17 @@ from tqdm import tqdm
 class Progress:
     """A tqdm bar that starts once the number of sites is known; silent with `quiet`."""
 
-    def __init__(self, quiet: bool) -> None:
+    def __init__(self, quiet: bool, doing: str = "merging") -> None:
         self._quiet = quiet
-        self._bar: tqdm[None] | None = None
+        self._doing = doing
+        self._bar: tqdm[Any] | None = None
         self._bytes = 0
         self._start = 0.0
 
     def start(self, sites: int) -> None:
         """Show the bar."""
         self._start = time.perf_counter()
-        self._bar = tqdm(total=sites, unit="site", desc="merging", disable=self._quiet, mininterval=0.2)
+        self._bar = tqdm(total=sites, unit="site", desc=self._doing, disable=self._quiet, mininterval=0.2)
 
     def step(self, name: str, sites: int, nbytes: int) -> None:
         """Count one finished step."""

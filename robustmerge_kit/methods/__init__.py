@@ -3,11 +3,34 @@
 from __future__ import annotations
 
 import difflib
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 
 from ..errors import PluginError, RecipeError
 from ..method import Method
-from . import linear, robustmerge
+from . import (
+    breadcrumbs,
+    consensus,
+    dare,
+    dc_merge,
+    della,
+    drm,
+    emr,
+    iso,
+    karcher,
+    linear,
+    lora_lego,
+    model_stock,
+    pcb,
+    peft_combine,
+    robustmerge,
+    sce,
+    slerp,
+    star,
+    ties,
+    tsv,
+    wudi,
+)
 
 GROUP = "robustmerge_kit.methods"
 """Entry-point group of plugins: `mymerge = "my_pkg.mymerge:METHOD"`."""
@@ -15,6 +38,25 @@ GROUP = "robustmerge_kit.methods"
 BUILTIN: tuple[Method, ...] = (
     *robustmerge.METHODS,
     *linear.METHODS,
+    *slerp.METHODS,
+    *karcher.METHODS,
+    *model_stock.METHODS,
+    *ties.METHODS,
+    *dare.METHODS,
+    *della.METHODS,
+    *breadcrumbs.METHODS,
+    *sce.METHODS,
+    *pcb.METHODS,
+    *emr.METHODS,
+    *consensus.METHODS,
+    *drm.METHODS,
+    *tsv.METHODS,
+    *iso.METHODS,
+    *wudi.METHODS,
+    *dc_merge.METHODS,
+    *star.METHODS,
+    *lora_lego.METHODS,
+    *peft_combine.METHODS,
 )
 _BY_NAME = {method.name: method for method in BUILTIN}
 
@@ -41,6 +83,7 @@ def find(name: str) -> Method:
     return _load(plugin)
 
 
+@cache
 def _plugins() -> dict[str, EntryPoint]:
     found: dict[str, EntryPoint] = {}
     for point in entry_points(group=GROUP):

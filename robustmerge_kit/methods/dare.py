@@ -59,10 +59,10 @@ def _masked(params: DareLinear) -> Of:
         out = x.clone()
         for t, density in enumerate(densities):
             if density < 1:
-                kept = draws.uniform(t, "dare drop", x[..., t, :, :]) < density
-                out[..., t, :, :] *= kept
+                each = out[..., t, :, :]
+                each *= election.positive(density - draws.uniform(t, "dare drop", each))
                 if params.rescale == "inverse":
-                    out[..., t, :, :] /= density
+                    each /= density
         return out
 
     return masked
@@ -75,8 +75,7 @@ def _sparse(x: Tensor, params: DareLinear, draws: Draws, stats: Stats) -> Tensor
 
 def survey_dare(whole: Whole, params: DareLinear) -> Stats:
     """The l1 factors, if asked for."""
-    drops = any(density < 1 for density in params.each("density", len(whole.numel)))
-    return election.survey_l1(whole, _masked(params)) if drops and params.rescale == "l1" else {}
+    return election.survey_l1(whole, _masked(params)) if _drops(params) and params.rescale == "l1" else {}
 
 
 def survey_dare_ties(whole: Whole, params: DareTies) -> Stats:
@@ -110,13 +109,17 @@ def merge_dare_ties(
     return params.gain * election.merge_elected(kept, weights, params.normalize)
 
 
+def _drops(params: DareLinear) -> bool:
+    return any(density < 1 for density in params.each("density", 1))
+
+
 def _check(params: DareLinear, weights: Sequence[float]) -> str | None:
     return election.refuse_cancelling(params.normalize, weights)
 
 
 METHODS = (
     Elementwise(
-        name="dare_linear", paper="2311.03099", params=DareLinear, merge=merge_dare_linear, survey=survey_dare, check=_check
+        name="dare_linear", paper="2311.03099", params=DareLinear, merge=merge_dare_linear, survey=survey_dare, random=_drops, check=_check
     ),
-    Elementwise(name="dare_ties", paper="2311.03099", params=DareTies, merge=merge_dare_ties, survey=survey_dare_ties),
+    Elementwise(name="dare_ties", paper="2311.03099", params=DareTies, merge=merge_dare_ties, survey=survey_dare_ties, random=_drops),
 )

@@ -5,7 +5,8 @@ Paper: arXiv 2603.06242 (reference code Tobeginwith/DC-Merge 3c443e4).
     D_t = U_t S_t V_t^T over its numerical rank r'_t, R' = sum r'_t
     e_t    mean: all values become mean(S_t); linear: sum(S_t) times linspace(min(rho, S_1 / S_r'), 1, r'_t) brought to sum 1
     P = polar([U_1 | .. | U_n]), Q = polar([V_1 | .. | V_n])
-    C_t    = P^T U_t diag(e_t) V_t^T Q, R' x R'; kept where |c| >= the k-th largest, k = max(1, int(keep_fraction R'^2))
+    C_t    = P^T U_t diag(e_t) V_t^T Q, R' x R'; kept where |c| >= the k-th largest, k = max(1, int(keep_fraction R'^2)),
+             ties (to 1e-9) included
     C      = mean of the kept entries whose sign is that of their sum over t (0 where the sum is 0);
              blocks between different adapters are set to 0
     D      = gain * P C Q^T
@@ -27,6 +28,9 @@ from torch import Tensor
 
 from ..factors import Core, Weights, polar, ratio
 from ..method import Equivariant, Params
+
+TIE = 1e-9
+"""Entries this close to the threshold, relative, count as tied with it; identical adapters give ties that rounding splits."""
 
 
 class DcMerge(Params):
@@ -54,8 +58,9 @@ def merge(core: Core, weights: Weights, params: DcMerge) -> Float[Tensor, "*batc
         c = ((cover_u.mT @ u_t) * energies[..., None, :]) @ (v_t.mT @ cover_v)
         size = c.abs()
         k = _kept(total, rank, params)
-        threshold = size.flatten(-2).sort(descending=True).values.gather(-1, (k[..., None] - 1).clamp_min(0))
-        kept.append(torch.where(size >= threshold[..., None], c, 0.0))
+        largest = size.flatten(-2).topk(max(1, int(k.max()))).values
+        threshold = largest.gather(-1, (k[..., None] - 1).clamp_min(0))
+        kept.append(torch.where(size >= (1 - TIE) * threshold[..., None], c, 0.0))
     entries = torch.stack(kept)
     agrees = entries.sign() == entries.sum(0).sign()
     agrees &= entries != 0

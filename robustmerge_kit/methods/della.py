@@ -72,7 +72,7 @@ def _kept(params: DellaLinear) -> Of:
             if density < 1:
                 each = out[..., t, :, :]
                 probability = _probability(each, density, params.epsilon)
-                each *= draws.uniform(t, "della drop", each) < probability
+                each *= election.positive(probability - draws.uniform(t, "della drop", each))
                 if params.rescale == "inverse":
                     each /= probability
         return out
@@ -91,8 +91,7 @@ def _probability(x: Float[Tensor, "*batch rows m"], density: float, epsilon: flo
 
 def survey_della(whole: Whole, params: DellaLinear) -> Stats:
     """The l1 factors, if asked for."""
-    drops = any(density < 1 for density in params.each("density", len(whole.numel)))
-    return election.survey_l1(whole, _kept(params)) if drops and params.rescale == "l1" else {}
+    return election.survey_l1(whole, _kept(params)) if _drops(params) and params.rescale == "l1" else {}
 
 
 def _sparse(x: Tensor, params: DellaLinear, draws: Draws, stats: Stats) -> Tensor:
@@ -120,13 +119,17 @@ def merge_della(
     return params.gain * election.merge_elected(_sparse(x, params, draws, stats), weights, params.normalize)
 
 
+def _drops(params: DellaLinear) -> bool:
+    return any(density < 1 for density in params.each("density", 1))
+
+
 def _check(params: DellaLinear, weights: Sequence[float]) -> str | None:
     return election.refuse_cancelling(params.normalize, weights)
 
 
 METHODS = (
     Elementwise(
-        name="della_linear", paper="2406.11617", params=DellaLinear, merge=merge_della_linear, survey=survey_della, check=_check
+        name="della_linear", paper="2406.11617", params=DellaLinear, merge=merge_della_linear, survey=survey_della, random=_drops, check=_check
     ),
-    Elementwise(name="della", paper="2406.11617", params=Della, merge=merge_della, survey=survey_della),
+    Elementwise(name="della", paper="2406.11617", params=Della, merge=merge_della, survey=survey_della, random=_drops),
 )

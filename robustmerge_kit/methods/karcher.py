@@ -43,7 +43,7 @@ def merge(gram: Float[Tensor, "*batch n n"], weights: Weights, params: Karcher) 
     Shapes: gram (..., n, n); result (..., n).
     Source: arXiv 2603.04972.
     """
-    each = torch.tensor(weights.each).to(gram)
+    each = gram.new_tensor(weights.each)
     share = each / (sum(weights.each) or weights.total)
     length = gram.diagonal(dim1=-2, dim2=-1).sqrt()
     unit = ratio(each.sign(), length)

@@ -2,7 +2,7 @@
 
     x_i    [row i of A_t ; column i of c_t B_t], all R = sum r_t of them
     mu_c   centres of k-means over the x_i (k-means++ starts, Lloyd, least inertia of n_init)
-    y_c    mu_c * mean over i of max|x_i| / (max|mu_c| + 1e-8)
+    y_c    mu_c * mean over the units i of cluster c of max|x_i| / (max|mu_c| + 1e-8)
     A', B' the two parts of the y_c, B' times sqrt(R / k)           `output_scale: single`: sqrt(r / k), r the mean rank
     R <= k: all units as they are, no scale
 
@@ -55,8 +55,6 @@ def merge_lego(stack: FactorStack, params: LoraLego, draws: Draws) -> LowRank:
     flat, flat_starts = units.reshape(-1, *units.shape[-2:]), starts.reshape(-1, params.n_init, k).double()
     centres = torch.stack([_centres(x, u, params.max_iter) for x, u in zip(flat, flat_starts, strict=True)])
     centres = centres.reshape(*stack.batch, k, units.shape[-1])
-    size = units.abs().amax(-1).mean(-1)[..., None, None]
-    centres = centres * size / (centres.abs().amax(-1, keepdim=True) + 1e-8)
     kept = total if params.output_scale == "total" else total / len(stack)
     return _split(centres, stack.d_in, (kept / k) ** 0.5)
 
@@ -66,13 +64,16 @@ def _split(units: Tensor, d_in: int, scale: float) -> LowRank:
 
 
 def _centres(units: Float[Tensor, "R d"], starts: Float[Tensor, "n_init k"], max_iter: int) -> Float[Tensor, "k d"]:
-    """Cluster centres, from inner products only: a centre is a row of mixing weights over the units."""
+    """Rescaled cluster centres; the clustering knows only inner products, a centre is a row of mixing weights over the units."""
     # By their bytes, so that the order of the adapters does not matter.
     order = sorted(range(len(units)), key=lambda i: units[i].cpu().numpy().tobytes())
     units = units[order]
     gram = units.double() @ units.double().mT
     best = min((_lloyd(gram, _first(gram, start), max_iter) for start in starts), key=lambda found: found[0])
-    return (best[1] @ units.double()).to(units.dtype)
+    # A row of the mixing weights averages over the units of its cluster.
+    centres = best[1] @ units.double()
+    size = best[1] @ units.double().abs().amax(-1, keepdim=True)
+    return (centres * size / (centres.abs().amax(-1, keepdim=True) + 1e-8)).to(units.dtype)
 
 
 def _first(gram: Float[Tensor, "R R"], start: Float[Tensor, "k"]) -> Float[Tensor, "k R"]:
@@ -109,4 +110,4 @@ def _rank(ranks: Sequence[int], params: LoraLego) -> int:
     return min(params.rank or max(ranks), sum(ranks))
 
 
-METHODS = (Factor(name="lora_lego", paper="2409.16167", params=LoraLego, merge=merge_lego, rank=_rank),)
+METHODS = (Factor(name="lora_lego", paper="2409.16167", params=LoraLego, merge=merge_lego, rank=_rank, random=lambda params: True),)

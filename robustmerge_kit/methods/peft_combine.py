@@ -24,7 +24,7 @@ Source: PEFT 0.21.2, LoraModel.add_weighted_adapter.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -53,16 +53,17 @@ class PeftTies(PeftSparse):
     majority_sign_method: Literal["total", "frequency"] = "total"
 
 
-Combine = Callable[[Tensor, Tensor, Params, Draws, str], Tensor]
+Combine = Callable[[Tensor, Tensor, Any, Draws, str], Tensor]
 """(x (..., n, rows, cols), coefficients (..., n, 1, 1), params, draws, which stack) -> (..., rows, cols)."""
 
 
-def _apart(combine: Combine) -> Callable[[FactorStack, Params, Draws], LowRank]:
+def _apart(combine: Combine) -> Callable[[FactorStack, Any, Draws], LowRank]:
     """A merge that applies `combine` to the A stack and to the B stack."""
 
-    def merge(stack: FactorStack, params: Params, draws: Draws) -> LowRank:
+    def merge(stack: FactorStack, params: Any, draws: Draws) -> LowRank:
         c = torch.stack(
-            [torch.as_tensor(c, dtype=torch.float64, device=stack.a[0].device).expand(stack.batch) for c in stack.coefficients], -1
+            [torch.as_tensor(c, dtype=torch.float64, device=stack.a[0].device).expand(stack.batch) for c in stack.coefficients],
+            -1,
         )
         root = c.abs().sqrt().to(stack.dtype)[..., None, None]
         a = torch.stack([x.to(stack.dtype) for x in stack.a], -3)
@@ -124,6 +125,7 @@ def _factor(name: str, params: type[Params], combine: Combine) -> Factor:
         rank=lambda ranks, params: max(ranks),
         equal_ranks=True,
         keeps_zero=True,
+        random=lambda params: combine in (_dare_linear, _dare_ties),
     )
 
 

@@ -32,7 +32,7 @@ Source: arXiv 2502.17159 (NeurIPS 2025), Eq. 2 to 5; AuroraZengfh/RobustMerge 12
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -40,7 +40,7 @@ from torch import Tensor
 
 from ..factors import FactorStack, LowRank
 from ..method import Draws, Factor, Params
-from ..select import kth_magnitude
+from ..select import select_magnitude
 
 Density = Annotated[float, Field(gt=0, le=1)]
 
@@ -72,76 +72,127 @@ def merge_robust(stack: FactorStack, params: RobustMerge, draws: Draws) -> LowRa
     Shapes: stack of n adapters -> b (..., d_out, k), a (..., k, d_in) with k = R for `paper`, else max r_t.
     Source: arXiv 2502.17159.
     """
-    a = [x.to(stack.dtype) for x in stack.a]
-    b = [x.to(stack.dtype) for x in stack.b]
-    coefficients = [torch.as_tensor(c, dtype=stack.dtype, device=a[0].device) for c in stack.coefficients]
-    a_kept, b_kept = _prune_all(a, b, coefficients, params, draws) if params.prune else (a, b)
-    ranks = _rank_scales(a, a_kept, params)
-    if params.scaling in ("A", "A+B"):
-        a_kept = _times_columns(a_kept, _scales([_loss(x, k, -2) for x, k in zip(a, a_kept, strict=True)], params))
-    if params.scaling in ("B", "A+B"):
-        rows = _scales([_loss(x, k, -1) for x, k in zip(b, b_kept, strict=True)], params)
-        b_kept = [x * s[..., :, None] for x, s in zip(b_kept, rows, strict=True)]
-    b_kept = _times_columns(b_kept, [s * (c * params.gain)[..., None] for s, c in zip(ranks, coefficients, strict=True)])
-    if params.variant == "paper":
-        return LowRank(b=torch.cat(b_kept, dim=-1), a=torch.cat(a_kept, dim=-2))
-    a_sum = _add(a_kept, -2)
-    return LowRank(b=_add(b_kept, -1), a=a_sum * params.gain if params.variant == "official" else a_sum)
-
-
-def _rank_scales(a: Sequence[Tensor], a_kept: Sequence[Tensor], params: RobustMerge) -> list[Tensor]:
-    """What column i of B_t is multiplied by: Sbar_t[i], or 1 where another vector is in use."""
-    if params.scaling == "inter":
-        return _scales([_loss(x, k, -1) for x, k in zip(a, a_kept, strict=True)], params)
-    ones = [torch.ones_like(x[..., 0]) for x in a]
-    return _scales(ones, params) if params.scaling == "none" else ones
-
-
-def _prune_all(
-    a: list[Tensor], b: list[Tensor], coefficients: Sequence[Tensor], params: RobustMerge, draws: Draws
-) -> tuple[list[Tensor], list[Tensor]]:
-    """A~_t and B~_t, B without its coefficient: a positive factor cannot move a magnitude mask."""
-    densities = params.each("density", len(a))
-    if params.criterion == "magnitude":
-        return (
-            [_prune(x, density) for x, density in zip(a, densities, strict=True)],
-            [_prune(x, density) for x, density in zip(b, densities, strict=True)],
-        )
-    if params.criterion == "random":
-        a_scores = [draws.uniform(t, "robustmerge prune A", x) for t, x in enumerate(a)]
-        b_scores = [draws.uniform(t, "robustmerge prune B", x) for t, x in enumerate(b)]
-    else:
-        folded = [x * c[..., None, None] for x, c in zip(b, coefficients, strict=True)]
-        a_scores = _agreement(a, _add(a, -2), -2)
-        b_scores = _agreement(folded, _add(folded, -1), -1)
-    return (
-        [_keep(x, score, density) for x, score, density in zip(a, a_scores, densities, strict=True)],
-        [_keep(x, score, density) for x, score, density in zip(b, b_scores, densities, strict=True)],
+    scores = _scores(stack, params, draws) if params.prune and params.criterion != "magnitude" else None
+    densities = params.each("density", len(stack)) if params.prune else (1.0,) * len(stack)
+    a_pruned = (
+        _Pruned(a.to(stack.dtype), density, scores and scores.a[t])
+        for t, (a, density) in enumerate(zip(stack.a, densities, strict=True))
     )
+    b_pruned = (
+        _Pruned(b.to(stack.dtype), density, scores and scores.b[t])
+        for t, (b, density) in enumerate(zip(stack.b, densities, strict=True))
+    )
+    a_merged = _Collected(params.variant, -2)
+    rank_losses: list[Tensor] = []
+    if params.scaling in ("A", "A+B"):
+        held = list(a_pruned)
+        for kept, scale in zip(held, _scales([kept.loss(-2) for kept in held], params), strict=True):
+            a_merged.add(kept.values * scale[..., None, :])
+    else:
+        for kept in a_pruned:
+            rank_losses.append(kept.loss(-1) if params.scaling == "inter" else torch.ones_like(kept.values[..., 0]))
+            a_merged.add(kept.values)
+    factors = [torch.as_tensor(c, dtype=stack.dtype, device=stack.b[0].device) * params.gain for c in stack.coefficients]
+    b_merged = _Collected(params.variant, -1)
+    if params.scaling in ("B", "A+B"):
+        held = list(b_pruned)
+        for kept, scale, factor in zip(held, _scales([kept.loss(-1) for kept in held], params), factors, strict=True):
+            b_merged.add(kept.values * scale[..., :, None], factor[..., None, None])
+    elif params.scaling == "A":
+        for kept, factor in zip(b_pruned, factors, strict=True):
+            b_merged.add(kept.values, factor[..., None, None])
+    else:
+        for kept, scale, factor in zip(b_pruned, _scales(rank_losses, params), factors, strict=True):
+            b_merged.add(kept.values, (scale * factor[..., None])[..., None, :])
+    a = a_merged.result()
+    return LowRank(b=b_merged.result(), a=a * params.gain if params.variant == "official" else a)
+
+
+class _Collected:
+    """What the adapters' factors become: joined along the rank axis for `paper`, else added index by index."""
+
+    def __init__(self, variant: str, axis: int) -> None:
+        self._joins = variant == "paper"
+        self._axis = axis
+        self._parts: list[Tensor] = []
+
+    def add(self, values: Tensor, scale: Tensor | None = None) -> None:
+        """Take the next adapter's factor times `scale`; an adapter of smaller rank counts as padded with zeros."""
+        if self._joins or not self._parts:
+            self._parts.append(values.clone() if scale is None else values * scale)
+            return
+        total = self._parts[0]
+        missing = values.shape[self._axis] - total.shape[self._axis]
+        if missing > 0:
+            padding = (0, missing) if self._axis == -1 else (0, 0, 0, missing)
+            total = self._parts[0] = torch.nn.functional.pad(total, padding)
+        part = total.narrow(self._axis, 0, values.shape[self._axis])
+        if scale is None:
+            part.add_(values)
+        else:
+            part.addcmul_(values, scale)
+
+    def result(self) -> Tensor:
+        """The merged factor."""
+        return self._parts[0] if len(self._parts) == 1 else torch.cat(self._parts, dim=self._axis)
+
+
+class _Pruned:
+    """A pruned factor, and what pruning took from each row or column.
+
+    B is pruned without its coefficient: a factor common to all entries cannot move the mask.
+    """
+
+    def __init__(self, x: Tensor, density: float, score: Tensor | None) -> None:
+        self._before = x
+        k = _cut(x, density)
+        if k == 0:
+            self.values = x
+        elif score is not None:
+            threshold = score.flatten(-2).kthvalue(k, dim=-1).values
+            self.values = torch.where(score >= threshold[..., None, None], x, 0.0)
+        else:
+            threshold = select_magnitude(x.abs().flatten(-2), k)
+            if x.ndim == 2:
+                below = torch.nextafter(threshold, torch.zeros_like(threshold))
+                self.values = torch.nn.functional.hardshrink(x, float(below))
+            else:
+                self.values = torch.where(x.abs() >= threshold[..., None, None], x, 0.0)
+
+    def loss(self, axis: int) -> Tensor:
+        """Sum of magnitudes along `axis` before pruning over the sum after it; inf where nothing is left."""
+        rest = self.values.abs().sum(axis)
+        return torch.where(rest > 0, self._before.abs().sum(axis) / rest, torch.inf)
 
 
 def _cut(x: Tensor, density: float) -> int:
     return int(x.shape[-2] * x.shape[-1] * (1 - density))
 
 
-def _prune(x: Tensor, density: float) -> Tensor:
-    k = _cut(x, density)
-    if k == 0:
-        return x
-    threshold = kth_magnitude(x.flatten(-2), k)
-    if x.ndim == 2:
-        below = torch.nextafter(threshold, torch.zeros_like(threshold))
-        return torch.nn.functional.hardshrink(x, float(below))
-    return torch.where(x.abs() >= threshold[..., None, None], x, 0.0)
+class _Scores(NamedTuple):
+    """Scores of the entries of every A_t and B_t; the highest are kept, as many as by magnitude."""
+
+    a: list[Tensor]
+    b: list[Tensor]
 
 
-def _keep(x: Tensor, score: Tensor, density: float) -> Tensor:
-    """Keep the entries of highest score, as many as magnitude pruning would keep without ties."""
-    k = _cut(x, density)
-    if k == 0:
-        return x
-    threshold = score.flatten(-2).kthvalue(k, dim=-1).values
-    return torch.where(score >= threshold[..., None, None], x, 0.0)
+def _scores(stack: FactorStack, params: RobustMerge, draws: Draws) -> _Scores:
+    """Scores of the ablation criteria."""
+    if params.criterion == "random":
+        return _Scores(
+            [draws.uniform(t, "robustmerge prune A", x) for t, x in enumerate(stack.a)],
+            [draws.uniform(t, "robustmerge prune B", x) for t, x in enumerate(stack.b)],
+        )
+    a = [stack.folded_a(t) for t in range(len(stack))]
+    b = [stack.folded_b(t) for t in range(len(stack))]
+    return _Scores(_agreement(a, _sum(a, -2), -2), _agreement(b, _sum(b, -1), -1))
+
+
+def _sum(parts: Sequence[Tensor], axis: int) -> Tensor:
+    total = _Collected("sum", axis)
+    for part in parts:
+        total.add(part)
+    return total.result()
 
 
 def _agreement(parts: Sequence[Tensor], total: Tensor, axis: int) -> list[Tensor]:
@@ -156,44 +207,32 @@ def _agreement(parts: Sequence[Tensor], total: Tensor, axis: int) -> list[Tensor
     return scores
 
 
-def _loss(full: Tensor, kept: Tensor, axis: int) -> Tensor:
-    """Sum of magnitudes along `axis` before pruning over the sum after it; inf where nothing is left."""
-    rest = kept.abs().sum(axis)
-    return torch.where(rest > 0, full.abs().sum(axis) / rest, torch.inf)
-
-
 def _scales(losses: Sequence[Tensor], params: RobustMerge) -> list[Tensor]:
-    """S_t, clamped and normalised over the adapters that have the index."""
-    scales = [_clamp(s, params.clamp_quantile) if params.clamp else s.nan_to_num(posinf=1.0) for s in losses]
-    if not params.normalize:
-        return scales
-    total = _add(scales, -1)
-    return [s / total.narrow(-1, 0, s.shape[-1]) for s in scales]
+    """S_t of all adapters, clamped and normalised over the adapters that have the index."""
+    sizes = [loss.shape[-1] for loss in losses]
+    longest = max(sizes)
+    joined = torch.stack(
+        [torch.nn.functional.pad(loss, (0, longest - size)) for loss, size in zip(losses, sizes, strict=True)], -2
+    )
+    exists = torch.arange(longest, device=joined.device) < torch.tensor(sizes, device=joined.device)[:, None]
+    finite = joined.isfinite() & exists
+    scales = torch.where(finite, joined, 1.0)
+    if params.clamp:
+        scales = _clamp(scales, finite, params.clamp_quantile)
+    scales = torch.where(exists, scales, 0.0)
+    if params.normalize:
+        scales = scales / scales.sum(-2, keepdim=True)
+    return [scales[..., t, :size] for t, size in enumerate(sizes)]
 
 
-def _clamp(loss: Tensor, quantile: float) -> Tensor:
-    """A floor at the quantile over the finite entries; entries without a finite loss count as 1 and take the floor."""
-    finite = loss.isfinite()
+def _clamp(scales: Tensor, finite: Tensor, quantile: float) -> Tensor:
+    """A floor at the quantile over the finite entries; the others count as 1 and take the floor. No finite entry: 1."""
     count = finite.sum(-1, keepdim=True)
-    ascending = loss.sort(dim=-1).values
-    floors = torch.tensor([int(quantile * m) for m in range(loss.shape[-1] + 1)], device=loss.device)
+    ascending = torch.where(finite, scales, torch.inf).sort(dim=-1).values
+    floors = torch.tensor([int(quantile * m) for m in range(scales.shape[-1] + 1)], device=scales.device)
     low = ascending.gather(-1, floors[count])
     high = ascending.gather(-1, (count - 1).clamp_min(0))
-    bounded = torch.where(finite, loss, 1.0).clamp(low, high)
-    return torch.where(count > 0, bounded, 1.0)
-
-
-def _times_columns(parts: Sequence[Tensor], scales: Sequence[Tensor]) -> list[Tensor]:
-    return [x * s[..., None, :] for x, s in zip(parts, scales, strict=True)]
-
-
-def _add(parts: Sequence[Tensor], axis: int) -> Tensor:
-    """Sum of tensors that differ in length along `axis`; shorter ones count as padded with zeros."""
-    longest = max(parts, key=lambda x: x.shape[axis])
-    out = torch.zeros_like(longest)
-    for x in parts:
-        out.narrow(axis, 0, x.shape[axis]).add_(x)
-    return out
+    return torch.where(count > 0, scales.clamp(low, high), 1.0)
 
 
 def output_rank(ranks: Sequence[int], params: RobustMerge) -> int:

@@ -77,7 +77,7 @@ def merge_sce(
     Source: arXiv 2408.07990, section 3.3.
     """
     x = _select(x, draws, stats)
-    agrees = x * election.elect(x)[..., None, :, :] > 0
+    agrees = election.positive(x * election.elect(x)[..., None, :, :])
     share = agrees * stats["share"].to(x.dtype)[..., None, None]
     mass = share.sum(-3)
     return params.gain * (share * x).sum(-3) / torch.where(mass > 0, mass, 1.0)

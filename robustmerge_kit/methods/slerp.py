@@ -60,7 +60,7 @@ def merge_slerp(gram: Float[Tensor, "*batch n n"], weights: Weights, params: Sle
     """
     if weights.count == 1:
         return torch.ones_like(gram[..., 0])
-    share = torch.tensor([(1 - params.t, params.t)[place] for place in weights.places]).to(gram)
+    share = gram.new_tensor([(1 - params.t, params.t)[place] for place in weights.places])
     cos = _cosine(gram)
     return torch.where(cos.abs() > STRAIGHT, share, _arc(share, cos))
 
@@ -70,7 +70,7 @@ def merge_nuslerp(gram: Float[Tensor, "*batch n n"], weights: Weights, params: N
 
     Shapes: as `merge_slerp`.
     """
-    each = torch.tensor(weights.each).to(gram)
+    each = gram.new_tensor(weights.each)
     if weights.count == 1:
         return (1 / each).expand_as(gram[..., 0])
     share = each / weights.total if weights.total else torch.full_like(each, 0.5)
@@ -84,13 +84,13 @@ def merge_multislerp(gram: Float[Tensor, "*batch n n"], weights: Weights, params
     Shapes: gram (..., n, n); result (..., n).
     Raises: InputError when the directions of three or more adapters cancel.
     """
-    each = torch.tensor(weights.each).to(gram)
+    each = gram.new_tensor(weights.each)
     a = each / weights.total if params.normalize_weights else each
     length = gram.diagonal(dim1=-2, dim2=-1).sqrt()
     direction = ratio(each.sign(), length)
     mean = a * direction
     size = torch.einsum("...i,...ij,...j->...", mean, gram, mean).clamp_min(0).sqrt()[..., None]
-    cancels = size < 1e-8 * a.abs().sum()
+    cancels = size < 1e-8 * (a.abs() * (length > 0)).sum(-1, keepdim=True)
     if weights.count > 2 and bool(cancels.any()):
         raise InputError("the directions of the deltas cancel, so multislerp has no mean direction", hint="change the weights")
     total = (a * length / each.abs()).sum(-1, keepdim=True)

@@ -10,7 +10,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from ..errors import OutputError
@@ -21,7 +21,7 @@ _AT_FDCWD = -100
 
 
 @contextlib.contextmanager
-def staged(target: Path, overwrite: bool) -> Iterator[Path]:
+def staged(target: Path, overwrite: bool) -> Generator[Path]:
     """A fresh folder to fill; it takes the name `target` when the block ends without an exception, and vanishes otherwise.
 
     `overwrite` lets it replace what is there, in one step: at every moment the name stands for the old folder or the new one.
@@ -144,7 +144,7 @@ def _remove_stale(target: Path) -> None:
 
 
 @contextlib.contextmanager
-def _unowned(stage: Path, target: Path) -> Iterator[None]:
+def _unowned(stage: Path, target: Path) -> Generator[None]:
     """Hold a stage's lock, which its run holds while it lives; a stage that is gone needs no lock."""
     try:
         lock = os.open(stage, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -1,7 +1,8 @@
 """Recipe + inputs (headers only) -> Plan: every output tensor with its name, shape and dtype, and how it is made."""
 
-from .build import check_output_name, make_plan
+from .build import make_plan
 from .gather import Inputs, gather, labels
+from .llava import check_output_name
 from .ranks import choose_ranks
 from .steps import ExtraStep, Member, Plan, SiteStep
 from .targets import Target

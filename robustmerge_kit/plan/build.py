@@ -1,8 +1,7 @@
-"""Build the plan: which adapters meet at which site, by which method, to which rank. Every user mistake ends here at the latest."""
+"""Build the plan: which adapters meet at which site, by which method, to which rank; the last stop of every user mistake."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -16,8 +15,9 @@ from ..recipe import Recipe, SiteSettings, count_layers, effective_settings, sta
 from ..transforms import Post
 from .extras import plan_extras
 from .legality import resolve_post, resolve_pre, resolve_space
+from .llava import llava_target
 from .steps import Member, Plan, SiteStep
-from .targets import Target, llava, peft, same
+from .targets import Target, peft, same
 
 
 def make_plan(recipe: Recipe, adapters: Sequence[Adapter], notes: Sequence[str] = ()) -> Plan:
@@ -163,7 +163,7 @@ def _cut(
     flat = [method.name] * method.flat_spectrum + [step.name for step, _ in post if step.flat_spectrum]
     if truncates and flat and not recipe.output.allow_arbitrary_truncation:
         raise PlanError(
-            f"{flat[0]} makes all singular values alike, so cutting its rank {full_rank} to {wanted} keeps arbitrary directions",
+            f"{flat[0]} makes all singular values alike, so cutting rank {full_rank} to {wanted} keeps arbitrary directions",
             hint="choose the rank inside the method or space: ctm, or set output.allow_arbitrary_truncation: true",
         )
     return wanted if wanted < full_rank else None
@@ -193,7 +193,7 @@ def _target(recipe: Recipe, adapters: Sequence[Adapter]) -> Target:
         if layouts == {"peft"}:
             return peft(output.weights or "safetensors")
         if layouts == {"llava"}:
-            return _llava(recipe, adapters)
+            return llava_target(recipe, adapters)
         if len(layouts) > 1 or layouts == {"mlx"}:
             raise PlanError(f"format: same cannot write {' and '.join(sorted(layouts))} inputs", hint="use format: peft")
         return same(adapters[0].sites[next(iter(adapters[0].sites))].a.path.name, configured=False)
@@ -205,69 +205,8 @@ def _target(recipe: Recipe, adapters: Sequence[Adapter]) -> Target:
         }[layout]
         raise PlanError(f"a {layout} LoRA cannot be written as {output.format}: {reason}", hint="set output: {format: same}")
     if output.format == "llava":
-        return _llava(recipe, adapters)
+        return llava_target(recipe, adapters)
     return peft(output.weights or "safetensors")
-
-
-LLAVA_MUST_AGREE = (
-    "hidden_size",
-    "num_hidden_layers",
-    "vocab_size",
-    "mm_vision_tower",
-    "mm_hidden_size",
-    "mm_projector_type",
-    "mm_use_im_start_end",
-    "mm_use_im_patch_token",
-    "mm_patch_merge_type",
-)
-
-
-def _llava(recipe: Recipe, adapters: Sequence[Adapter]) -> Target:
-    configs: dict[str, Mapping[str, Any]] = {}
-    for adapter in adapters:
-        path = adapter.source.folder / "config.json"
-        if not path.is_file():
-            raise PlanError(
-                "format: llava needs the config.json that LLaVA's trainer writes beside the adapter",
-                where=adapter.label,
-                hint="copy it from the run that trained the adapter, or use format: peft",
-            )
-        configs[adapter.label] = json.loads(path.read_text())
-    first_label, first = next(iter(configs.items()))
-    errors = [
-        PlanError(
-            f"config.json disagrees on {key}: {first.get(key)!r} in {first_label}, {config.get(key)!r} in {label}",
-            where="format: llava",
-            hint="these adapters belong to different models",
-        )
-        for label, config in configs.items()
-        for key in LLAVA_MUST_AGREE
-        if config.get(key) != first.get(key)
-    ]
-    raise_all(errors)
-    return llava(recipe.output.weights or "bin")
-
-
-def check_output_name(recipe: Recipe, name: str) -> None:
-    """LLaVA's loader decides by the folder's name how to load it.
-
-    Raises: PlanError when the official loader would take another branch for that name.
-    """
-    if recipe.output.format != "llava":
-        return
-    lowered = name.lower()
-    if "llava" not in lowered or "lora" not in lowered:
-        raise PlanError(
-            f"LLaVA's loader recognises its adapters by folder name, and {name!r} lacks 'llava' or 'lora'",
-            where="output.path",
-            hint="name the folder so that it contains 'llava' and 'lora', e.g. llava-v1.5-7b-lora-merged",
-        )
-    if "mpt" in lowered:
-        raise PlanError(
-            f"{name!r} contains 'mpt', so LLaVA's loader would build an MPT model",
-            where="output.path",
-            hint="rename the folder",
-        )
 
 
 def _widest(adapters: Sequence[Adapter]) -> Literal["float32", "float16", "bfloat16"]:

@@ -22,8 +22,6 @@ def choose_ranks(plan: Plan, spectra: Mapping[str, Tensor]) -> dict[str, int]:
     if isinstance(rule, BudgetRank):
         budget = rule.budget
         shapes = {step.site: (step.model.d_out, step.model.d_in) for step in plan.steps}
-        ranks = spend_budget(
-            spectra, shapes, average=budget.average, score=budget.score, cost=budget.cost, cap=budget.cap
-        )
+        ranks = spend_budget(spectra, shapes, average=budget.average, score=budget.score, cost=budget.cost, cap=budget.cap)
         return {site: max(1, rank) for site, rank in ranks.items()}
     raise TypeError(f"output.rank {rule!r} does not depend on the data")

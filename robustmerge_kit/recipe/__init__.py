@@ -4,10 +4,11 @@ from .json_schema import json_schema
 from .load import load_recipe, parse_recipe
 from .schema import AdapterEntry, BudgetRank, EnergyRank, FirstOf, Output, Override, Recipe, SpaceChoice, Step
 from .values import SiteSettings, count_layers, effective_settings, resolve_params, stack_name
-from .write import Found, starter
+from .write import Answer, Found, starter
 
 __all__ = [
     "AdapterEntry",
+    "Answer",
     "BudgetRank",
     "EnergyRank",
     "FirstOf",

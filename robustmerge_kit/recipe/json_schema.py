@@ -39,6 +39,7 @@ def json_schema() -> dict[str, Any]:
         for method, each in properties.items()
     ]
     _space_options(definitions)
+    _steps(definitions)
     return {
         "$schema": DIALECT,
         "title": "rmkit recipe",
@@ -109,6 +110,19 @@ def _name_parameters(definition: dict[str, Any], names: list[str]) -> None:
         parameters = each.get("properties", {}).get("parameters")
         if parameters is not None:
             parameters["propertyNames"] = {"enum": names}
+
+
+def _steps(definitions: dict[str, Any]) -> None:
+    """The steps by name, with their parameters."""
+    from ..transforms import POST, PRE
+
+    for key, steps in (("pre", PRE), ("post", POST)):
+        own: dict[str, dict[str, Any]] = {step.name: step.params.model_json_schema() for step in steps}
+        for schema in own.values():
+            definitions.update(schema.pop("$defs", {}))
+        closed = {"type": "object", "minProperties": 1, "maxProperties": 1, "additionalProperties": False, "properties": own}
+        for name in ("Recipe", "MergekitRecipe"):
+            definitions[name]["properties"][key]["items"] = {"anyOf": [{"enum": list(own)}, closed]}
 
 
 def _space_options(definitions: dict[str, Any]) -> None:

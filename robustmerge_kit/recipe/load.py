@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..errors import RecipeError, raise_all
-from .mergekit import is_mergekit, translate
+from .mergekit import is_mergekit, refuse_both_forms, translate
 from .parameters import check_parameters
 from .problems import Problems, show
 from .schema import Recipe
@@ -57,6 +57,7 @@ def parse_recipe(text: str, path: Path | None = None) -> Recipe:
         )
     problems = Problems(document)
     data = _without_unavailable(document.data, problems)
+    refuse_both_forms(data, problems)
     translated = None
     if is_mergekit(data):
         translated = translate(data, problems, path.parent if path else Path.cwd())

@@ -105,6 +105,14 @@ class MergekitRecipe(Settings):
     chat_template: str | None = Field(default=None, description="Ignored: an adapter has none.")
 
 
+def refuse_both_forms(data: dict[str, Any], problems: Problems) -> None:
+    """Note and take away mergekit's inputs beside `adapters`."""
+    for key in _ONLY_HERE if "adapters" in data else ():
+        if key in data:
+            problems.add((key,), f"{key} and adapters cannot stand in one recipe", hint="keep one of them", at_key=True)
+            del data[key]
+
+
 def is_mergekit(data: Mapping[str, Any]) -> bool:
     """Whether a recipe is written in mergekit's form."""
     return any(key in data for key in _ONLY_HERE) and "adapters" not in data

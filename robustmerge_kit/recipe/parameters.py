@@ -1,4 +1,4 @@
-"""Checks of method names and method parameters against what the methods say of themselves."""
+"""Checks of the names and parameters of methods, spaces and steps against what these say of themselves."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ WEIGHT = "weight"
 
 
 def check_parameters(data: Any, problems: Problems) -> None:
-    """Note every unknown method, unknown or misplaced parameter, value out of range and missing parameter of a recipe.
+    """Note every unknown method or step, unknown or misplaced parameter, value out of range and missing parameter.
 
     `data` may be wrong in any way: what does not have the shape of a recipe is passed over, for the schema reports it.
     """
     if not isinstance(data, Mapping):
         return
     _check_spaces(data, problems)
+    _check_steps(data, problems)
     main = _method(data, ("merge_method",), problems)
     overrides = [(("overrides", i), each) for i, each in _items(data.get("overrides")) if isinstance(each, Mapping)]
     others = [(path, each, _method(each, (*path, "merge_method"), problems)) for path, each in overrides]
@@ -59,7 +60,8 @@ def _check_entry(given: Mapping[str, Any], path: Path, used: list[Method], probl
         knowing = [method for method in used if name in method.params.model_fields]
         if name != WEIGHT and knowing and not any(name in method.params.per_adapter for method in knowing):
             hint = "move it under the recipe's parameters"
-            problems.add((*path, name), f"{name} applies to the merge as a whole", hint=hint, at_key=True)
+            typed = problems.source((*path, name))[-1]
+            problems.add((*path, name), f"{typed} applies to the merge as a whole", hint=hint, at_key=True)
             del rest[name]
     _check_values(rest, path, used, problems)
 
@@ -168,6 +170,30 @@ def _check_spaces(data: Mapping[str, Any], problems: Problems) -> None:
                     SPACE_OPTIONS[name].model_validate(options)
                 except ValidationError as error:
                     problems.add_invalid(error, options, SPACE_OPTIONS[name], (*path, name))
+
+
+def _check_steps(data: Mapping[str, Any], problems: Problems) -> None:
+    from ..transforms import find_post, find_pre
+
+    for key, find in (("pre", find_pre), ("post", find_post)):
+        for i, step in _items(data.get(key)):
+            options: Any = {}
+            path: Path = (key, i)
+            name = step
+            if isinstance(step, dict) and len(step) == 1:
+                name, options = next(iter(step.items()))
+                path = (key, i, name)
+            if not isinstance(name, str) or not isinstance(options, dict):
+                continue
+            try:
+                params = find(name).params
+            except RmkitError as error:
+                problems.add_error((key, i), error)
+                continue
+            try:
+                params.model_validate(options, strict=True)
+            except ValidationError as error:
+                problems.add_invalid(error, options, params, path)
 
 
 @lru_cache(maxsize=1024)

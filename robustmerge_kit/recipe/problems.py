@@ -43,7 +43,7 @@ class Problems:
             if found["type"] == "too_short" and found["input"]:
                 continue
             place = _place(found["loc"], data, found["type"])
-            if place not in worst or _severity(found["type"]) > _severity(worst[place]["type"]):
+            if place not in worst or severity(found["type"]) > severity(worst[place]["type"]):
                 worst[place] = dict(found)
         for place, found in worst.items():
             what, hint, at_key = self._sentence((*path, *place), found, model)
@@ -167,7 +167,7 @@ def _holds(data: Any, step: str | int) -> bool:
     return isinstance(data, list) and isinstance(step, int) and step < len(data)
 
 
-def _severity(kind: str) -> int:
+def severity(kind: str) -> int:
     """Of several complaints about one value, a wrong range says more than a wrong type."""
     return 0 if kind.endswith("_type") else 1
 

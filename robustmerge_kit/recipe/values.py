@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from ..errors import PlanError, RecipeError
-from .problems import requirement, show
+from .problems import requirement, severity, show
 from .schema import Filtered, Override, Recipe, Scalar, SpaceChoice, Value
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ def resolve_params(method: Method, values: Mapping[str, Any], where: str = "") -
     try:
         return method.params(**values)
     except ValidationError as error:
-        found = error.errors(include_url=False)[0]
+        found = max(error.errors(include_url=False), key=lambda each: severity(each["type"]))
         name = next((step for step in found["loc"] if isinstance(step, str)), "")
         if found["type"] == "missing":
             hint = f"add it under parameters: {{{name}: ..}}"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 
@@ -23,8 +24,20 @@ class Found:
     sites: int
 
 
-def starter(adapters: Sequence[Found]) -> str:
-    """The commented recipe that merges these adapters by RobustMerge with the settings its authors released."""
+@dataclass(frozen=True)
+class Answer:
+    """What a first recipe says for a key instead of its default, and the reason."""
+
+    value: str | Mapping[str, str]
+    why: str
+
+
+def starter(adapters: Sequence[Found], answers: Mapping[str, Answer] | None = None) -> str:
+    """The commented recipe that merges these adapters by RobustMerge with the settings its authors released.
+
+    `answers` replaces the values of missing, extras, format and path.
+    """
+    answers = answers or {}
     bases = Counter(adapter.base for adapter in adapters if adapter.base)
     base = bases.most_common(1)[0][0] if bases else None
     lines = [
@@ -53,19 +66,34 @@ def starter(adapters: Sequence[Found]) -> str:
         "# The model the adapters were trained on; needed to fold.",
         f"base_model: {_scalar(base)}" if base else "# base_model: org/name",
         "",
-        "missing: error  # a site only some adapters have: error, zero or renormalize",
-        "extras: error   # tensors outside LoRA that differ: error, mean, first, {first: NAME} or drop",
+        *_line(answers, "missing", "error  ", "a site only some adapters have: error, zero or renormalize"),
+        *_line(answers, "extras", "error   ", "tensors outside LoRA that differ: error, mean, first, {first: NAME} or drop"),
         "seed: 0         # for methods that draw random numbers",
         "",
         "output:",
         "  kind: adapter      # what is written",
         "  rank: auto         # auto (the method's own), sum, max, a number, {energy: 0.99} or {budget: {average: 16}}",
-        "  format: peft       # peft, llava, or same as the inputs'",
+        *_line(answers, "format", "peft       ", "peft, llava, or same as the inputs'", "  "),
         "  # dtype: bfloat16  # default: the inputs' own",
-        "  # path: merged     # folder to write, where the command line names none",
+        *(
+            _line(answers, "path", "", "folder to write, where the command line names none", "  ")
+            if "path" in answers
+            else ["  # path: merged     # folder to write, where the command line names none"]
+        ),
         "",
     ]
     return "\n".join(lines)
+
+
+def _line(answers: Mapping[str, Answer], key: str, default: str, comment: str, indent: str = "") -> list[str]:
+    """A key with its default, or with its answer below the reason for it; both with the comment."""
+    answer = answers.get(key)
+    if answer is None:
+        return [f"{indent}{key}: {default}# {comment}"]
+    value = answer.value
+    text = _scalar(value) if isinstance(value, str) else f"{{{', '.join(f'{k}: {_scalar(v)}' for k, v in value.items())}}}"
+    why = "".join(letter if letter.isprintable() else "?" for letter in answer.why)
+    return [*(f"{indent}# {line}" for line in textwrap.wrap(why, 110)), f"{indent}{key}: {text}  # {comment}"]
 
 
 def _facts(adapter: Found) -> str:

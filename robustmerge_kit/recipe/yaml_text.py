@@ -214,6 +214,8 @@ class _Reader:
                 )
             )
             return
+        if node.data is None:
+            node.line, node.column = max(position, (key.line, node.column if node.line == key.line else key.column))
         parent.data[name] = node.data
         parent.keys[name] = position
         parent.children[name] = node

@@ -46,7 +46,7 @@ def canonicalize(stack: FactorStack, params: Canonicalize) -> FactorStack:
 
 def _balanced(b: Tensor, a: Tensor, c: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
     size_a, size_b = (torch.linalg.matrix_norm(x.double()) for x in (a, b))
-    known = torch.as_tensor(c).double().to(size_b)
+    known = torch.as_tensor(c, dtype=torch.float64, device=b.device)
     lengthen = (known.abs() * size_b / torch.where(size_a > 0, size_a, 1.0)).sqrt()
     lengthen = torch.where((size_a > 0) & (lengthen > 0), lengthen, 1.0)
     return b, a.double() * lengthen[..., None, None], known / lengthen
@@ -54,7 +54,7 @@ def _balanced(b: Tensor, a: Tensor, c: float | Tensor) -> tuple[Tensor, Tensor, 
 
 def _singular(b: Tensor, a: Tensor, c: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
     cut = decompose(LowRank(b.double(), a.double())).cut(a.shape[-2])
-    known = torch.as_tensor(c).double().to(cut.b)
+    known = torch.as_tensor(c, dtype=torch.float64, device=b.device)
     root = known.abs().sqrt()
     return cut.b, cut.a * (known.sign() * root)[..., None, None], root.expand(a.shape[:-2])
 

@@ -65,7 +65,7 @@ def cap(stack: FactorStack, params: NormCap) -> FactorStack:
 def rescale(delta: Spectral, core: Core, params: RescaleOutput) -> Spectral:
     """Give the merged delta the norm asked for."""
     if not isinstance(params.to, str):
-        return lengthened(delta, torch.full_like(core.norms[..., 0], params.to))
+        return lengthened(delta, core.norms.new_full(core.norms.shape[:-1], params.to))
     measures = {"mean_norm": core.norms.mean(-1), "max_norm": core.norms.amax(-1), "median_norm": _median(core.norms)[..., 0]}
     return lengthened(delta, measures[params.to])
 

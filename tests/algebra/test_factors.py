@@ -1,9 +1,9 @@
 """Gram, core, decomposition and truncation against dense float64 matrices."""
 
 import pytest
+import stacks
 import torch
 
-import stacks
 from robustmerge_kit import factors
 from robustmerge_kit.factors import InCore, LowRank
 
@@ -157,12 +157,18 @@ def test_cutting_is_the_best_approximation(make, form):
         assert not cut.a[spectral.rank :].any()
 
 
-def test_the_sign_is_that_of_the_first_largest_entry():
-    b = torch.tensor([[-2.0, 0.0], [2.0, -1.0]])
-    a = torch.tensor([[1.0, 0.0], [0.0, 0.1]])
-    cut = factors.decompose(LowRank(b, a)).cut(2)
-    assert (cut.b.gather(0, cut.b.abs().argmax(0, keepdim=True)) > 0).all()
-    torch.testing.assert_close(cut.b @ cut.a, b @ a)
+@pytest.mark.parametrize(
+    ("column", "flips"),
+    [([-2.0, 2.0, 1.0], True), ([2.0, -2.0, 1.0], False), ([1.0, -3.0, 2.0], True), ([0.0, 1.0, 0.5], False)],
+)
+def test_the_sign_is_that_of_the_first_largest_entry(column, flips):
+    """Equal magnitudes of both signs: the first decides."""
+    eye = torch.eye(3)
+    u = torch.tensor(column, dtype=torch.float64)[:, None]
+    one = torch.ones(1, dtype=torch.float64)
+    cut = factors.Spectral(eye, u, one, eye[:, :1].double(), eye).cut(1)
+    assert torch.equal(cut.b, (-u if flips else u).float())
+    assert cut.a[0, 0] == (-1 if flips else 1)
 
 
 def test_values_put_back_come_in_descending_order():

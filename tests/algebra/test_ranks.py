@@ -51,11 +51,11 @@ SHAPES = {"a": (10, 10), "b": (10, 10), "c": (30, 10), "zero": (10, 10)}
         ({"average": 100}, {"a": 3, "b": 3, "c": 3, "zero": 0}),
         ({"average": 100, "cap": 2}, {"a": 2, "b": 2, "c": 2, "zero": 0}),
         ({"average": 0.1}, {"a": 1, "b": 1, "c": 1, "zero": 0}),
-        # 2 * (20 + 20 + 40 + 20) = 200 parameters; after one each 120 are left. c costs 40 a direction and is worth
-        # .33 / 40 > .19 / 20 > .05 / 20 of its energy each time, so it takes 40, a and b 20 each, then c again.
+        # A direction costs 20, 20, 40; the second is worth .19 / 20, .19 / 20, .33 / 40, the third .05 / 20 and .26 / 40.
         ({"average": 2, "cost": "params"}, {"a": 2, "b": 2, "c": 3, "zero": 0}),
-        ({"average": 1, "cost": "params"}, {"a": 1, "b": 1, "c": 1, "zero": 0}),
-        ({"average": 1.4, "cost": "params"}, {"a": 2, "b": 2, "c": 1, "zero": 0}),
+        ({"average": 1, "cost": "params"}, {"a": 2, "b": 1, "c": 1, "zero": 0}),
+        # After a and b 20 are left: too few for c, enough for the third of a.
+        ({"average": 1.4, "cost": "params"}, {"a": 3, "b": 2, "c": 1, "zero": 0}),
     ],
 )
 def test_budget(options, ranks):

@@ -31,7 +31,7 @@ def folder(
     """Write tensors and a configuration (None: PEFT's usual; {}: none at all) into a folder."""
     place.mkdir(parents=True, exist_ok=True)
     if file.endswith(".safetensors"):
-        save_file({name: value.contiguous() for name, value in tensors.items()}, place / file, metadata=metadata)
+        save_file({name: value.clone().contiguous() for name, value in tensors.items()}, place / file, metadata=metadata)
     else:
         torch.save(tensors, place / file)
     chosen = {**CONFIG, **settings} if config is None else {**config, **settings}

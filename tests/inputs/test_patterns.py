@@ -10,9 +10,19 @@ from peft.utils.other import get_pattern_key
 from robustmerge_kit.adapters.patterns import Pattern
 from robustmerge_kit.errors import InputError
 
-MODULES = ["q_proj", "xq_proj", "a.b.q_proj", "model.q_proj", "x.model.q_proj", "model.layers.0.self_attn.q_proj", "", "a.qxproj"]
+MODULES = [
+    "q_proj",
+    "xq_proj",
+    "a.b.q_proj",
+    "model.q_proj",
+    "x.model.q_proj",
+    "model.layers.0.self_attn.q_proj",
+    "",
+    "a.qxproj",
+]
 KEYS = [
-    "q_proj", "^model.q_proj", r"model\.q_proj", "q.proj", "(q|k)_proj", r"layers\.\d+\.self_attn\.[qk]_proj", "x?q_proj", "a.b.q_proj",
+    "q_proj", "^model.q_proj", r"model\.q_proj", "q.proj", "(q|k)_proj", r"layers\.\d+\.self_attn\.[qk]_proj",
+    "x?q_proj", "a.b.q_proj",
     r".*\.q_proj", "proj", "q_proj$", r"model\.layers\.(0|1)\..*", "q_pro.", "", "(?:q|v)_proj", "[^x]_proj",
 ]  # fmt: skip
 

@@ -117,7 +117,18 @@ EXTRAS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
         {"bias": "all", "target_modules": ["q_proj"], "modules_to_save": ["pre_classifier"]},
         {
             f"{m}.bias": "bias"
-            for m in ("q_proj", "inner.q_proj", "inner.v_proj", "xq_proj", "c_attn", "conv1", "conv2", "conv3", "point", "classifier")
+            for m in (
+                "q_proj",
+                "inner.q_proj",
+                "inner.v_proj",
+                "xq_proj",
+                "c_attn",
+                "conv1",
+                "conv2",
+                "conv3",
+                "point",
+                "classifier",
+            )
         }
         | {"pre_classifier.bias": "saved", "pre_classifier.weight": "saved"},
     ),
@@ -134,7 +145,9 @@ EXTRAS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("settings", "expected"), EXTRAS.values(), ids=EXTRAS.keys())
-def test_other_tensors_become_extras_with_their_values(tmp_path: Path, settings: dict[str, Any], expected: dict[str, str]) -> None:
+def test_other_tensors_become_extras_with_their_values(
+    tmp_path: Path, settings: dict[str, Any], expected: dict[str, str]
+) -> None:
     model = wrapped(**settings)
     adapter = saved(model, tmp_path)
     assert {name: extra.kind for name, extra in adapter.extras.items()} == expected
@@ -155,7 +168,9 @@ def test_other_tensors_become_extras_with_their_values(tmp_path: Path, settings:
 def test_every_tensor_is_used_or_named(tmp_path: Path) -> None:
     """PEFT saves one bias under three spellings: the trained one is taken, the others are named in a note."""
     model = wrapped(bias="all", target_modules=["q_proj"], modules_to_save=["classifier"])
-    state = {name: value for name, value in model.state_dict().items() if "lora_" in name or name.endswith("bias") or "save" in name}
+    state = {
+        name: value for name, value in model.state_dict().items() if "lora_" in name or name.endswith("bias") or "save" in name
+    }
     torch.save(state, tmp_path / "adapter_model.bin")
     model.peft_config["default"].save_pretrained(tmp_path)
     adapter = read_adapter(resolve(str(tmp_path), tmp_path), label="it")

@@ -99,7 +99,10 @@ def test_each_is_read_right_or_refused_for_its_reason(real_inputs: Path, name: s
 GROUPS = {
     "distilbert": (("Phiziics", "wenlianghuang"), ()),
     "all distilbert": (("Tashu014", "arshiaanjum", "artigupta", "joelorellana", "Phiziics", "wenlianghuang"), ()),
-    "gpt2": (("parikshit-06__domain-skeleton-gpt2__adapters--legal", "parikshit-06__domain-skeleton-gpt2__adapters--medical"), ()),
+    "gpt2": (
+        ("parikshit-06__domain-skeleton-gpt2__adapters--legal", "parikshit-06__domain-skeleton-gpt2__adapters--medical"),
+        (),
+    ),
     "bert-base": (("Hareshjethani", "T-Sharif", "vykhvan"), ("taken as the same base: bert-base-uncased, google-bert/",)),
     "null base": (("zmousa", "derived__null-base"), ()),
     "sam": (("MathieuNlp__Sam_LoRA__lora_weights--lora_rank2", "MathieuNlp__Sam_LoRA__lora_weights--lora_rank4"), ()),

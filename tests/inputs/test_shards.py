@@ -29,7 +29,10 @@ def entry(**changes: object) -> bytes:
 BROKEN = {
     "nothing": (b"", "is truncated: 0 bytes"),
     "two bytes": (b"\r\n", "is truncated: 2 bytes"),
-    "pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 77\n", r"Git LFS pointer \(the real file has 77 bytes"),
+    "pointer": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 77\n",
+        r"Git LFS pointer \(the real file has 77 bytes",
+    ),
     "web page": (b"<!DOCTYPE html><html>", "is a web page"),
     "web page, indented": (b"\n  <html>sign in</html>", "is a web page"),
     "header over the limit": (struct.pack("<Q", HEADER_LIMIT + 1) + b"{}", "announces a header of"),
@@ -84,10 +87,15 @@ def test_header_lengths_that_spell_a_web_page_are_lengths(tmp_path: Path, paddin
 
 
 @pytest.mark.parametrize(
-    "dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.uint8, torch.bool, torch.float8_e4m3fn]
+    "dtype",
+    [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.uint8, torch.bool, torch.float8_e4m3fn],
 )
 def test_what_safetensors_writes_is_read_back(tmp_path: Path, dtype: torch.dtype) -> None:
-    tensors = {"a": torch.arange(6).reshape(2, 3).to(dtype), "b": torch.zeros(0, 3, dtype=dtype), "c": torch.ones((), dtype=dtype)}
+    tensors = {
+        "a": torch.arange(6).reshape(2, 3).to(dtype),
+        "b": torch.zeros(0, 3, dtype=dtype),
+        "c": torch.ones((), dtype=dtype),
+    }
     save_file(tensors, tmp_path / "x.safetensors", metadata={"format": "pt", "who": "me"})
     shard = open_tensors(tmp_path / "x.safetensors")
     assert shard.metadata == {"format": "pt", "who": "me"}

@@ -53,7 +53,7 @@ def test_every_variant_of_robustmerge_has_a_recipe() -> None:
 def test_the_papers_recipe_holds_its_eight_adapters_at_the_official_settings() -> None:
     recipe = load_recipe(RECIPES / "llava_robustmerge.yaml")
     prefix = "AuroraZengfh/LLaVA_7B_lora_r16_"
-    tasks = "IconQA flickr30k REC ScienceQA OCRVQA ImageNet VizWiz VQAv2".split()
+    tasks = ["IconQA", "flickr30k", "REC", "ScienceQA", "OCRVQA", "ImageNet", "VizWiz", "VQAv2"]
     assert [entry.adapter for entry in recipe.adapters] == [prefix + task for task in tasks]
     assert (recipe.parameters["density"], recipe.parameters["gain"], recipe.extras) == (0.2, 2.0, "mean")
     assert recipe.output.format == "llava"

@@ -1,0 +1,192 @@
+"""An inspection as text of at most 100 columns: figures in tables, one row per adapter; names and remarks below them."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+from .reports import AdapterReport, ExtraReport, Inspection, SiteReport, Spread
+
+WIDTH = 100
+_GAP = "  "
+_NONE = "-"
+_GLUE = "\N{NO-BREAK SPACE}"
+
+
+def as_text(inspection: Inspection, *, sites: bool = False) -> list[str]:
+    """The lines; with `sites`, one row per site of every adapter too."""
+    numbered = list(enumerate(inspection.adapters, 1))
+    lines = _layout_table(numbered)
+    if any(report.totals for _, report in numbered):
+        lines += ["", *_figures_table(numbered)]
+    for index, report in numbered:
+        lines += ["", *_block(index, report)]
+        if sites and report.sites:
+            lines += ["", *_sites_table(report)]
+    if inspection.together:
+        lines += ["", "together", *(line for remark in inspection.together for line in _entry("", remark))]
+    return lines
+
+
+def _layout_table(numbered: Sequence[tuple[int, AdapterReport]]) -> list[str]:
+    head = ("", "adapter", "format", "rank", "alpha", "scale", "sites", "parameters", "dtype")
+    rows: list[tuple[str, ...]] = []
+    for index, report in numbered:
+        if report.error:
+            rows.append((str(index), report.label, "cannot be read, see below"))
+            continue
+        alphas = _range(report.alphas) if report.alphas is not None else _NONE
+        rows.append(
+            (
+                str(index),
+                report.label,
+                report.layout,
+                _range(report.ranks),
+                alphas,
+                _range(report.scales),
+                str(len(report.sites)),
+                f"{report.parameters:,}",
+                ", ".join(report.dtypes),
+            )
+        )
+    return _table(head, rows, left=(1, 2, 8), shrink=1)
+
+
+def _figures_table(numbered: Sequence[tuple[int, AdapterReport]]) -> list[str]:
+    head = ("", "norm", "eff. rank", "largest", "median", "smallest", "ratio", "|B|/|A|", "zero A", "zero B", "NaN", "Inf")
+    rows: list[tuple[str, ...]] = []
+    for index, report in numbered:
+        totals = report.totals
+        if totals is None:
+            rows.append((str(index), *[_NONE] * (len(head) - 1)))
+            continue
+        singular = totals.singular
+        rows.append(
+            (
+                str(index),
+                _number(totals.norm),
+                _median(totals.effective_rank),
+                *(map(_number, (singular.most, singular.median, singular.least)) if singular else [_NONE] * 3),
+                _number(totals.condition),
+                _median(totals.gauge),
+                str(totals.zero_rows_a),
+                str(totals.zero_columns_b),
+                str(sum(found.nan for found in report.not_finite.values())),
+                str(sum(found.inf for found in report.not_finite.values())),
+            )
+        )
+    return _table(head, rows)
+
+
+def _sites_table(report: AdapterReport) -> list[str]:
+    head = ["site", "out x in", "rank", "scale"]
+    figures = report.totals is not None
+    if figures:
+        head += ["norm", "eff.", "largest", "median", "smallest", "|B|/|A|", "zero"]
+    rows = [_site_row(site, figures) for site in report.sites]
+    return ["   " + line for line in _table(head, rows, left=(0,), shrink=0, width=WIDTH - 3)]
+
+
+def _site_row(site: SiteReport, figures: bool) -> tuple[str, ...]:
+    row = (site.name, f"{site.d_out} x {site.d_in}", str(site.rank), _number(site.scale))
+    if not figures:
+        return row
+    numbers = site.numbers
+    if numbers is None:
+        return (*row, "not finite")
+    singular = Spread.of(numbers.singular_values)
+    return (
+        *row,
+        _number(numbers.norm),
+        _number(numbers.effective_rank),
+        *(map(_number, (singular.most, singular.median, singular.least)) if singular else [_NONE] * 3),
+        _number(numbers.gauge),
+        f"{numbers.zero_rows_a}+{numbers.zero_columns_b}",
+    )
+
+
+def _block(index: int, report: AdapterReport) -> list[str]:
+    lines = _entry(str(index), report.reference)
+    if report.error:
+        lines += _entry("error", f"{report.error.where}: {report.error.what}".removeprefix(": "))
+        return lines + (_entry("hint", report.error.hint) if report.error.hint else [])
+    if report.source and report.source.revision:
+        lines += _entry("revision", report.source.revision)
+    lines += _entry("base", report.base or "not named")
+    lines += _entry("targets", ", ".join(f"{kind} ({count})" for kind, count in report.targets.items()))
+    if report.extras:
+        lines += _entry("extras", ", ".join(map(_extra, report.extras[:_MANY])) + _more(len(report.extras)))
+    for warning in report.warnings:
+        lines += _entry("warning", warning)
+    return lines
+
+
+_MANY = 12
+
+
+def _more(count: int) -> str:
+    return f" and {count - _MANY} more" if count > _MANY else ""
+
+
+def _extra(extra: ExtraReport) -> str:
+    shape = " x ".join(map(str, extra.spec.shape)) or "scalar"
+    return f"{extra.name} ({extra.kind}, {shape}, {_bytes(extra.spec.nbytes)})".replace(" ", _GLUE)
+
+
+def _entry(label: str, text: str) -> list[str]:
+    """A labelled text, wrapped beside its label; a number as label is the adapter's own line."""
+    head = f"{label}  " if label.isdecimal() else f"   {label:<10}" if label else "   "
+    # paths stay whole, so that they can be copied
+    lines = textwrap.wrap(text, WIDTH - len(head), break_on_hyphens=False, break_long_words=False) or [""]
+    return [(head if i == 0 else " " * len(head)) + line.replace(_GLUE, " ") for i, line in enumerate(lines)]
+
+
+def _table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (), shrink: int | None = None, width: int = WIDTH
+) -> list[str]:
+    """Aligned columns; column `shrink` gives way so that a line is no wider than `width`. A short row ends in free text."""
+    full = [row for row in rows if len(row) == len(head)]
+    sizes = [max(len(row[column]) for row in (head, *full)) for column in range(len(head))]
+    if shrink is not None:
+        sizes[shrink] = max([sizes[shrink], *(len(row[shrink]) for row in rows)])
+        sizes[shrink] = max(8, min(sizes[shrink], width - sum(sizes) + sizes[shrink] - len(_GAP) * (len(head) - 1)))
+    lines: list[str] = []
+    for row in (head, *rows):
+        cells: list[str] = []
+        for column, cell in enumerate(row):
+            shown = _shorten(cell, sizes[column]) if column == shrink else cell
+            last_of_short = column == len(row) - 1 and len(row) < len(head)
+            aligned = shown if last_of_short else f"{shown:<{sizes[column]}}" if column in left else f"{shown:>{sizes[column]}}"
+            cells.append(aligned)
+        lines.append(_GAP.join(cells).rstrip())
+    return lines
+
+
+def _shorten(text: str, size: int) -> str:
+    """The text with its middle left out where it is too long: both ends tell names apart."""
+    if len(text) <= size:
+        return text
+    tail = (size - 1) // 2
+    return f"{text[: size - 1 - tail]}…{text[-tail:]}"
+
+
+def _range(values: Sequence[float]) -> str:
+    shown = [_number(value) for value in values]
+    return ", ".join(shown) if len(shown) <= 2 else f"{shown[0]} to {shown[-1]}"
+
+
+def _median(spread: Spread | None) -> str:
+    return _number(spread.median if spread else None)
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return _NONE
+    return str(int(value)) if abs(value) < 1e5 and value == int(value) else f"{value:.3g}"
+
+
+def _bytes(count: int) -> str:
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} B"

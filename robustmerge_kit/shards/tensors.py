@@ -1,0 +1,89 @@
+"""What is known of stored tensors before a byte of them is read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+CODES = {
+    "F64": ("float64", 8),
+    "F32": ("float32", 4),
+    "F16": ("float16", 2),
+    "BF16": ("bfloat16", 2),
+    "F8_E4M3": ("float8_e4m3fn", 1),
+    "F8_E5M2": ("float8_e5m2", 1),
+    "F8_E8M0": ("float8_e8m0fnu", 1),
+    "C64": ("complex64", 8),
+    "I64": ("int64", 8),
+    "I32": ("int32", 4),
+    "I16": ("int16", 2),
+    "I8": ("int8", 1),
+    "U64": ("uint64", 8),
+    "U32": ("uint32", 4),
+    "U16": ("uint16", 2),
+    "U8": ("uint8", 1),
+    "BOOL": ("bool", 1),
+}
+CODE_OF = {name: code for code, (name, _) in CODES.items()}
+ITEMSIZE = dict(CODES.values())
+"""Bytes of one element by dtype name, as torch spells it: float32, bfloat16, ..."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """What is known of a tensor without its numbers. `dtype` is torch's name without the prefix."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * ITEMSIZE[self.dtype]
+
+
+class TensorRef(Protocol):
+    """A tensor in a file. `where` names file and tensor for messages."""
+
+    @property
+    def spec(self) -> TensorSpec: ...
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def where(self) -> str: ...
+
+    def read(self) -> torch.Tensor:
+        """The tensor in CPU memory of its own.
+
+        Raises: InputError when the file has changed or cannot be read.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tensor file, opened: references by stored name, header metadata, remarks for the user."""
+
+    path: Path
+    tensors: Mapping[str, TensorRef]
+    metadata: Mapping[str, str] = field(default_factory=dict[str, str])
+    notes: tuple[str, ...] = ()
+
+
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The memory of a contiguous CPU tensor."""
+    import torch
+
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # pyright: ignore[reportArgumentType]
