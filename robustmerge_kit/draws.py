@@ -50,6 +50,10 @@ class KeyedDraws:
         """The same numbers, for an object that follows `origin` other entries in a survey of many sites."""
         return replace(self, origin=origin, places=tuple(places))
 
+    def each(self) -> tuple[KeyedDraws, ...]:
+        """The draws of every site of a batch by itself."""
+        return tuple(replace(self, sites=(site,)) for site in self.sites)
+
     def own(self, stats: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Of numbers per adapter of a whole survey, those of the adapters in the stack.
 

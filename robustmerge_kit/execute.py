@@ -19,8 +19,11 @@ from .draws import KeyedDraws
 from .errors import InputError, PlanError, UsageError
 from .factors import FactorStack, LowRank, Weights
 from .flow import Flow
-from .pipeline import finish, measure_rounding, merge_site, singular_values
+from .pipeline import PreparedSite, finish, measure_rounding, merge_site, singular_values
+from .method import Elementwise
 from .plan import ExtraStep, Plan, SiteStep
+from .recipe import EnergyRank
+from .spaces import Represented, Surveyed, survey_all
 
 
 class Sink(Protocol):
@@ -148,6 +151,7 @@ def execute(
             observe(merged.step.site, 1, merged.step.read_bytes)
 
     start = time.perf_counter()
+    runner.survey()
     budget = runner.flow(runner.work, store).run([*plan.extras, *runner.batches(plan.steps)], runner.enter_worker)
     outcome.seconds = time.perf_counter() - start
     outcome.peak_in_flight = budget.peak
@@ -165,6 +169,7 @@ def survey_spectra(plan: Plan, identities: Sequence[str], resources: Resources) 
     def store(job: Job, result: dict[str, Tensor]) -> None:
         spectra.update(result)
 
+    runner.survey()
     runner.flow(runner.spectra, store).run(runner.batches(plan.steps), runner.enter_worker)
     return spectra
 
@@ -190,6 +195,7 @@ class _Runner:
         self.outcome = outcome
         self.device = torch.device(resources.device)
         self.dtype: torch.dtype = getattr(torch, plan.dtype)
+        self.surveys: dict[object, Surveyed] = {}
         self._streams = threading.local()
 
     def flow(self, work: Callable[..., object], store: Callable[..., None]) -> Flow[Job, object, object]:
@@ -223,7 +229,7 @@ class _Runner:
             groups[step.shape_key].append(step)
         batches: list[tuple[SiteStep, ...]] = []
         for group in groups.values():
-            size = self.resources.batch or max(1, self._gpu_budget() // max(1, group[0].work_bytes))
+            size = 1 if not group[0].batches else self.resources.batch or max(1, self._gpu_budget() // max(1, group[0].work_bytes))
             batches += [tuple(group[i : i + size]) for i in range(0, len(group), size)]
         return batches
 
@@ -232,6 +238,31 @@ class _Runner:
         if free is None:
             free = int(0.8 * torch.cuda.mem_get_info(self.device)[0])
         return free // (self.resources.workers + 1)
+
+    @property
+    def energy(self) -> float | None:
+        """The share of energy the recipe asks ranks to keep, if it does."""
+        rule = self.plan.recipe.output.rank
+        return rule.energy if isinstance(rule, EnergyRank) else None
+
+    def survey(self) -> None:
+        """Collect the statistics that span all sites, one site in memory at a time, before any site is merged."""
+        together: dict[object, list[SiteStep]] = defaultdict(list)
+        for step in self.plan.steps:
+            if step.survey is not None:
+                together[step.survey_key].append(step)
+        for key, steps in together.items():
+            assert isinstance(steps[0].method, Elementwise)
+            count = len(self.plan.adapters)
+            self.surveys[key] = survey_all(steps[0].method, lambda steps=steps: self._sites(steps), count, steps[0].survey)
+
+    def _sites(self, steps: Sequence[SiteStep]) -> Generator[tuple[Represented, KeyedDraws, list[int]]]:
+        for step in steps:
+            (group,) = _groups((step,), [[member.factors.read() for member in step.members]])
+            site = group[0]
+            if site.present:
+                stack, draws = self._stack(group, self.device)
+                yield PreparedSite(stack, step).represent(), draws, [step.members[i].index for i in site.present]
 
     # --- stages -------------------------------------------------------------------------------------------------------
 
@@ -260,7 +291,9 @@ class _Runner:
                     found |= {site.step.site: torch.zeros(1, dtype=torch.float64) for site in group}
                     continue
                 stack, draws = self._stack(group, self.device)
-                values = singular_values(merge_site(stack, group[0].step, draws)).cpu().reshape(len(group), -1)
+                step = group[0].step
+                merged = merge_site(stack, step, draws, self.surveys.get(step.survey_key))
+                values = singular_values(merged, step, self.energy, draws).cpu().reshape(len(group), -1)
                 found |= {site.step.site: values[i] for i, site in enumerate(group)}
         return found
 
@@ -295,7 +328,8 @@ class _Runner:
         if not group[0].present:
             return [self._merge_nothing(site) for site in group]
         stack, draws = self._stack(group, device)
-        finished = finish(merge_site(stack, step, draws), step.cut, step.width)
+        merged = merge_site(stack, step, draws, self.surveys.get(step.survey_key))
+        finished = finish(merged, step, draws)
         retained = finished.retained.reshape(-1).tolist()
         b = finished.factors.b.reshape(len(group), step.model.d_out, step.width)
         a = finished.factors.a.reshape(len(group), step.width, step.model.d_in)

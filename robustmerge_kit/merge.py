@@ -180,16 +180,16 @@ def output_path(recipe: Recipe, out: Path | None) -> Path:
         return out.expanduser().absolute()
     if recipe.output.path:
         return (recipe.place / Path(recipe.output.path).expanduser()).absolute()
-    return (Path.cwd() / f"{recipe.title}-merged").absolute()
+    return Path.cwd() / f"{recipe.title.replace('/', '-')}-merged"
 
 
 def _keep_inputs_apart(target: Path, inputs: Inputs, recipe: Recipe) -> None:
     target = target.resolve()
-    for adapter in inputs.adapters:
+    for entry, adapter in zip(recipe.adapters, inputs.adapters, strict=True):
         folder = adapter.source.folder.resolve()
         if target == folder or folder in target.parents or target in folder.parents:
             raise OutputError(
-                f"the output folder and the input {adapter.label} ({recipe.adapters[0].adapter}) lie inside each other",
+                f"the output folder and the input {adapter.label} ({entry.adapter}) lie inside each other",
                 where=str(target),
                 hint="choose an output folder outside of all inputs",
             )

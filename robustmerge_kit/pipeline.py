@@ -10,24 +10,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .factors import (
-    Core,
-    FactorStack,
-    InCore,
-    LowRank,
-    Spectral,
-    concat,
-    core,
-    decompose,
-    gram,
-    norms,
-    pad,
-    rowwise_gram,
-)
-from .method import Coefficient, Draws, Equivariant, Factor
+from . import spaces
+from .compress import compress, compress_to_energy
+from .draws import KeyedDraws
+from .factors import Core, FactorStack, InCore, LowRank, Spectral, concat, core, decompose, gram, norms, pad, rowwise_gram
+from .method import Coefficient, Elementwise, Equivariant, Factor
 from .plan import SiteStep
+from .spaces import Dense, Surveyed
 
-Delta = LowRank | InCore | Spectral
+Delta = LowRank | InCore | Spectral | Dense
+
+
+@dataclass(frozen=True)
+class MergedSite:
+    """A merged delta at its own rank. `retained` is less than 1 where a dense delta was compressed before post steps."""
+
+    delta: Delta
+    retained: Float[Tensor, "*batch"]
 
 
 @dataclass(frozen=True)
@@ -41,80 +40,110 @@ class Finished:
     retained: Float[Tensor, "*batch"]
 
 
-def merge_site(stack: FactorStack, step: SiteStep, draws: Draws) -> Delta:
-    """The merged delta of a site at the method's own rank.
+class PreparedSite:
+    """A stack after the pre steps, with its core, which is computed once however many steps ask for it."""
 
-    Shapes: stack (..., r_t, d_in) and (..., d_out, r_t) -> delta (..., d_out, d_in), factored.
-    """
-    restores: list[tuple[Callable[[Spectral, Tensor], Spectral], Tensor]] = []
-    for pre, params in step.pre:
-        if pre.restore is not None:
-            restores.append((pre.restore, norms(stack)))
-        stack = pre.apply(stack, params)
-    shared = _Shared(stack)
-    delta = _apply(shared, step, draws)
-    if not restores and not step.post:
-        return delta
-    spectral = decompose(delta)
-    for restore, before in reversed(restores):
-        spectral = restore(spectral, before)
-    for post, params in step.post:
-        spectral = post.apply(spectral, shared.core, params)
-    return spectral
-
-
-class _Shared:
-    """A stack and its core, which is computed once however many of method and post steps ask for it."""
-
-    def __init__(self, stack: FactorStack) -> None:
+    def __init__(self, stack: FactorStack, step: SiteStep) -> None:
+        self.restores: list[tuple[Callable[[Spectral, Tensor], Spectral], Tensor]] = []
+        for pre, params in step.pre:
+            if pre.restore is not None:
+                self.restores.append((pre.restore, norms(stack)))
+            stack = pre.apply(stack, params)
         self.stack = stack
+        self.step = step
 
     @cached_property
     def core(self) -> Core:
+        """The exact small core of the stack."""
         return core(self.stack)
 
+    def represent(self) -> spaces.Represented:
+        """The stack in the space the step names."""
+        assert self.step.space is not None
+        name, options = self.step.space
+        return spaces.represent(name, options, self.stack, None if name in ("full", "factor") else self.core)
 
-def _apply(site: _Shared, step: SiteStep, draws: Draws) -> LowRank | InCore:
+
+def merge_site(stack: FactorStack, step: SiteStep, draws: KeyedDraws, surveyed: Surveyed | None = None) -> MergedSite:
+    """The merged delta of a site; `surveyed` holds the statistics of all sites for methods with `scope: global`.
+
+    Shapes: stack (..., r_t, d_in) and (..., d_out, r_t) -> delta (..., d_out, d_in).
+    """
+    site = PreparedSite(stack, step)
+    delta = _apply(site, draws, surveyed)
+    whole = torch.ones(stack.batch, dtype=torch.float64)
+    if not site.restores and not step.post:
+        return MergedSite(delta, whole)
+    spectral, retained = _decompose(delta, sum(step.ranks), draws)
+    for restore, before in reversed(site.restores):
+        spectral = restore(spectral, before)
+    for post, params in step.post:
+        spectral = post.apply(spectral, site.core, params)
+    return MergedSite(spectral, retained)
+
+
+def _apply(site: PreparedSite, draws: KeyedDraws, surveyed: Surveyed | None) -> LowRank | InCore | Dense:
+    step, stack = site.step, site.stack
     match step.method:
         case Coefficient() as method:
-            return _combine(site.stack, method, step)
+            return _combine(site, method)
         case Equivariant() as method:
-            return InCore(site.core, method.merge(site.core, site.stack.weights, step.params))
+            return InCore(site.core, method.merge(site.core, stack.weights, step.params))
+        case Elementwise() as method:
+            return spaces.merge(method, site.represent(), stack.weights, step.params, draws, surveyed)
         case Factor() as method:
-            return method.merge(site.stack, step.params, draws)
+            return method.merge(stack, step.params, draws)
         case _:
             raise TypeError(f"{step.method.name} is of no known kind")
 
 
-def _combine(stack: FactorStack, method: Coefficient, step: SiteStep) -> LowRank:
+def _combine(site: PreparedSite, method: Coefficient) -> LowRank | InCore | Dense:
+    step, stack = site.step, site.stack
     if method.rowwise(step.params):
         products = rowwise_gram(stack)
     elif method.needs_gram:
         products = gram(stack)
     else:
         products = torch.zeros(*stack.batch, len(stack), len(stack))
-    return concat(stack, method.merge(products, stack.weights, step.params))
+    coefficients = method.merge(products, stack.weights, step.params)
+    return concat(stack, coefficients) if step.space is None else spaces.combine(site.represent(), coefficients)
 
 
-def finish(delta: Delta, cut: int | None, width: int) -> Finished:
-    """Truncate to rank `cut` (None: not at all) by the best approximation, then pad with zeros to `width`."""
-    if isinstance(delta, LowRank) and (cut is None or cut >= delta.rank):
-        return Finished(pad(delta, width), torch.ones(delta.a.shape[:-2]))
-    spectral = delta if isinstance(delta, Spectral) else decompose(delta)
-    kept = width if cut is None else cut
-    return Finished(pad(spectral.cut(kept), width), retained_energy(spectral, kept))
+def _decompose(delta: Delta, rank: int, draws: KeyedDraws) -> tuple[Spectral, Float[Tensor, "*batch"]]:
+    """Singular values and vectors, and the share of the energy they hold: a dense delta is compressed to `rank`."""
+    if not isinstance(delta, Dense):
+        spectral = delta if isinstance(delta, Spectral) else decompose(delta)
+        return spectral, torch.ones(spectral.s.shape[:-1], dtype=torch.float64)
+    found = compress(delta, rank, draws)
+    return found.spectral, _share(found.spectral.s.double().square().sum(-1), found.energy)
 
 
-def singular_values(delta: Delta) -> Float[Tensor, "*batch k"]:
-    """Singular values of a merged delta, float64, descending, zero beyond the numerical rank."""
-    return (delta if isinstance(delta, Spectral) else decompose(delta)).s.double()
-
-
-def retained_energy(spectral: Spectral, k: int) -> Float[Tensor, "*batch"]:
-    """sum_{j<=k} S_j^2 / sum_j S_j^2, 1 for a zero delta."""
+def finish(merged: MergedSite, step: SiteStep, draws: KeyedDraws) -> Finished:
+    """Truncate to the step's rank by the best approximation, then pad with zeros to the rank it is written with."""
+    delta = merged.delta
+    if isinstance(delta, LowRank) and (step.cut is None or step.cut >= delta.rank):
+        return Finished(pad(delta, step.width), merged.retained)
+    kept = step.full_rank if step.cut is None else step.cut
+    spectral, held = _decompose(delta, kept, draws)
     energy = spectral.s.double().square()
-    total = energy.sum(-1)
-    return torch.where(total > 0, energy[..., :k].sum(-1) / total.clamp_min(torch.finfo(torch.double).tiny), 1.0)
+    share = _share(energy[..., :kept].sum(-1), energy.sum(-1))
+    return Finished(pad(spectral.cut(min(kept, step.width)), step.width), merged.retained.to(share) * held * share)
+
+
+def _share(part: Tensor, whole: Tensor) -> Tensor:
+    """part / whole, 1 where the whole is 0."""
+    return torch.where(whole > 0, part / whole.clamp_min(torch.finfo(torch.double).tiny), 1.0).clamp_max(1.0)
+
+
+def singular_values(merged: MergedSite, step: SiteStep, energy: float | None, draws: KeyedDraws) -> Float[Tensor, "*batch k"]:
+    """Singular values of a merged delta, float64, descending, zero beyond the numerical rank.
+
+    Of a dense delta only the leading ones: as many as hold the share `energy`, or the sum of the ranks.
+    """
+    delta, rank = merged.delta, sum(step.ranks)
+    if isinstance(delta, Dense) and energy is not None:
+        return compress_to_energy(delta, energy, rank, draws).spectral.s.double()
+    return _decompose(delta, rank, draws)[0].s.double()
 
 
 @dataclass(frozen=True)

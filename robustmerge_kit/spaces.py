@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .bases import CoreOptions, CtmOptions, common_basis, joint, singular_basis
 from .draws import KeyedDraws
-from .factors import Core, FactorStack, InCore, LowRank, Weights
+from .factors import Core, FactorStack, InCore, LowRank, Weights, pad
 from .factors import core as core_of
 from .method import Elementwise, Stats
 from .survey import Block, InMemory, Streamed
@@ -92,8 +92,8 @@ Merged = LowRank | InCore | Dense
 class Object:
     """What a method sees of n adapters: make(start, stop) gives rows of (..., n, rows, cols).
 
-    held: all rows are in memory. valid: rows of each adapter that are its own; the others are zero padding, which no survey
-    counts.
+    held: all rows are in memory. site: which site of the batch it is, None for all of them. valid: rows of each adapter that
+    are its own; the others are zero padding, which no survey counts.
     """
 
     shape: torch.Size
@@ -101,12 +101,13 @@ class Object:
     make: Callable[[int, int], Tensor]
     part: str = ""
     held: bool = False
+    site: int | None = None
     valid: tuple[int, ...] | None = None
 
     @classmethod
     def of(cls, x: Float[Tensor, "*batch n rows cols"], part: str = "", valid: tuple[int, ...] | None = None) -> Object:
         """An object that is in memory as a whole."""
-        return cls(x.shape, _block_rows(x.shape, x.device), lambda start, stop: x[..., start:stop, :], part, True, valid)
+        return cls(x.shape, _block_rows(x.shape, x.device), lambda start, stop: x[..., start:stop, :], part, True, None, valid)
 
     @property
     def numel(self) -> tuple[int, ...]:
@@ -133,9 +134,9 @@ class Represented:
 def represent(space: str, options: BaseModel, stack: FactorStack, core: Core | None = None) -> Represented:
     """The stack in a space; `core` is the stack's core where the caller has it already.
 
-    core and knots take one site at a time: the size of their objects depends on the numbers.
+    In core and knots the size of what a method sees depends on the numbers, so the sites of a batch are objects of their own.
 
-    Shapes: stack of n adapters.
+    Shapes: stack of n adapters, with batch axes or without.
     """
     if space == "full":
         return _full(stack)
@@ -144,7 +145,11 @@ def represent(space: str, options: BaseModel, stack: FactorStack, core: Core | N
     core = core or core_of(stack)
     if isinstance(options, CtmOptions):
         return _ctm(core, options)
-    return _core(core, options) if isinstance(options, CoreOptions) else _knots(core, stack)
+    each = [
+        _core(site, options) if isinstance(options, CoreOptions) else _knots(site, part)
+        for site, part in zip(core.sites(), _sites(stack), strict=True)
+    ]
+    return each[0] if not stack.batch else _batch(each, core, stack.batch)
 
 
 def merge(
@@ -163,8 +168,9 @@ def merge(
     if method.whole:
         site = replace(site, objects=tuple(replace(thing, block_rows=thing.shape[-2]) for thing in site.objects))
     for i, thing in enumerate(site.objects):
+        own = draws if thing.site is None else draws.each()[thing.site]
         if surveyed is None:
-            own, stats = draws, method.survey(_whole(thing, draws), params)
+            stats = method.survey(_whole(thing, own), params)
         else:
             own = surveyed.draws(draws, i)
             stats = own.own(surveyed.stats[i])
@@ -179,9 +185,11 @@ def combine(site: Represented, coefficients: Float[Tensor, "*batch n"]) -> Merge
     """
 
     def summed(thing: Object) -> Dense:
+        own = coefficients if thing.site is None else coefficients.flatten(0, -2)[thing.site]
+
         def make(start: int, stop: int) -> Tensor:
             x = thing.make(start, stop)
-            return (x * coefficients.to(x)[..., None, None]).sum(-3)
+            return (x * own.to(x)[..., None, None]).sum(-3)
 
         return Dense(_merged_shape(thing), thing.block_rows, make)
 
@@ -292,6 +300,33 @@ def _knots(core: Core, stack: FactorStack) -> Represented:
     x = [(u.mT @ left).to(stack.dtype) @ stack.folded_a(t) for t, (left, _) in enumerate(core.pairs)]
     basis = core.q_b @ u.to(core.q_b)
     return Represented((Object.of(torch.stack(x)),), lambda merged: LowRank(basis, merged[0].full()))
+
+
+def _sites(stack: FactorStack) -> Iterator[FactorStack]:
+    if not stack.batch:
+        yield stack
+        return
+    a, b = ([x.flatten(0, -3) for x in factors] for factors in (stack.a, stack.b))
+    each = [c.expand(stack.batch).flatten() if isinstance(c, Tensor) else c for c in stack.coefficients]
+    for i in range(stack.batch.numel()):
+        c = tuple(float(value[i]) if isinstance(value, Tensor) else value for value in each)
+        yield FactorStack(tuple(x[i] for x in a), tuple(x[i] for x in b), c, stack.weights)
+
+
+def _batch(sites: Sequence[Represented], core: Core, batch: torch.Size) -> Represented:
+    """Sites with one object each as one: their objects side by side, their results stacked."""
+
+    def lift(merged: Sequence[Dense]) -> Merged:
+        deltas = [site.lift([part]) for site, part in zip(sites, merged, strict=True)]
+        matrices = [delta.matrix for delta in deltas if isinstance(delta, InCore)]
+        if matrices:
+            return InCore(core, torch.stack(matrices).reshape(*batch, *matrices[0].shape))
+        low = [delta for delta in deltas if isinstance(delta, LowRank)]
+        padded = [pad(delta, max(each.rank for each in low)) for delta in low]
+        b, a = torch.stack([delta.b for delta in padded]), torch.stack([delta.a for delta in padded])
+        return LowRank(b.reshape(*batch, *b.shape[1:]), a.reshape(*batch, *a.shape[1:]))
+
+    return Represented(tuple(replace(site.objects[0], site=i) for i, site in enumerate(sites)), lift)
 
 
 def _factor(stack: FactorStack) -> Represented:

@@ -32,7 +32,11 @@ class AdapterFiles:
         self._writers: dict[str, ShardWriter] = {}
         self._writer_of: dict[str, ShardWriter] = {}
         for name, specs in self._files.items():
-            writer = ShardWriter(self._scratch(name), specs)
+            try:
+                writer = ShardWriter(self._scratch(name), specs)
+            except OutputError:
+                self.abandon()
+                raise
             self._writers[name] = writer
             self._writer_of |= dict.fromkeys((spec.name for spec in specs), writer)
 

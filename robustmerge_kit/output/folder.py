@@ -63,6 +63,9 @@ def check_free(target: Path, overwrite: bool) -> None:
                 raise OutputError("exists already", where=str(target), hint="choose another name, or add --overwrite")
         elif target.exists() or target.is_symlink():
             raise OutputError("exists and is not a folder", where=str(target), hint="choose another name")
+        above = next(place for place in target.parents if place.exists())
+        if not above.is_dir():
+            raise OutputError(f"{above} is not a folder", where=str(target), hint="choose another name")
     except OSError as error:
         raise OutputError.from_os(error, target) from error
 
@@ -74,19 +77,29 @@ def repair(target: Path) -> None:
     """
     journal = _journal(target)
     try:
-        entry = json.loads(journal.read_text())
-    except FileNotFoundError:
+        text = journal.read_text()
+    except OSError:
         return
-    except (OSError, ValueError):
-        # An unreadable journal was never completed, so no rename has happened yet.
+    try:
+        stage, old = _journalled(text, target)
+    except (ValueError, KeyError, TypeError):
+        # A journal that cannot be understood was never completed, so no rename has happened yet.
         journal.unlink(missing_ok=True)
         return
-    stage, old = target.parent / entry["stage"], target.parent / entry["old"]
     with _unowned(stage, target):
         if not target.exists():
             (stage if stage.exists() else old).rename(target)
         shutil.rmtree(old, ignore_errors=True)
         journal.unlink(missing_ok=True)
+
+
+def _journalled(text: str, target: Path) -> tuple[Path, Path]:
+    """Stage and old folder that a journal names; both are siblings of the target with names that only rmkit gives."""
+    entry = json.loads(text)
+    for role, name in (("part", entry["stage"]), ("old", entry["old"])):
+        if not name.startswith(f".{target.name}.rmkit-{role}-") or "/" in name:
+            raise ValueError(name)
+    return target.with_name(entry["stage"]), target.with_name(entry["old"])
 
 
 def _publish(stage: Path, target: Path, overwrite: bool) -> None:

@@ -12,6 +12,7 @@ from ..errors import PlanError, RecipeError, RmkitError, raise_all
 from ..method import Method, Params
 from ..methods import find
 from ..recipe import Recipe, SiteSettings, count_layers, effective_settings, stack_name
+from ..spaces import rank as rank_in_space
 from ..transforms import Post
 from .extras import plan_extras
 from .legality import resolve_post, resolve_pre, resolve_space
@@ -105,20 +106,24 @@ def _plan_site(
     _check_method(site, method, params, present, [weight for _, weight in absent])
     ranks = [member.factors.rank for member in present]
     space = resolve_space(settings.space, method, site)
-    full_rank = method.rank(ranks, params)
+    own_rank = rank_in_space(space[0], space[1], ranks) if space else method.rank(ranks, params)
+    model = present[0].factors
+    full_rank = min(model.d_out, model.d_in) if space and space[0] == "full" else own_rank
+    whole = settle.params(method, settings.parameters) if getattr(params, "scope", "module") == "global" else None
     return SiteStep(
         site=site,
         members=tuple(present),
         absent=absent,
         method=method,
         params=params,
+        survey=whole,
         space=space,
         pre=settle.pre,
         post=settle.post,
         full_rank=full_rank,
-        cut=_cut(recipe, method, settle.post, full_rank, ranks),
+        cut=_cut(recipe, method, settle.post, own_rank, full_rank, ranks),
         width=full_rank,
-        names=target.factor_names(site, present[0].factors),
+        names=target.factor_names(site, model),
     )
 
 
@@ -145,7 +150,12 @@ def _check_method(site: str, method: Method, params: Params, present: Sequence[M
 
 
 def _cut(
-    recipe: Recipe, method: Method, post: Sequence[tuple[Post, Params]], full_rank: int, ranks: Sequence[int]
+    recipe: Recipe,
+    method: Method,
+    post: Sequence[tuple[Post, Params]],
+    own_rank: int,
+    full_rank: int,
+    ranks: Sequence[int],
 ) -> int | None:
     """The rank a result is truncated to, None when it is written as it is or the data decide."""
     rule = recipe.output.rank
@@ -156,10 +166,10 @@ def _cut(
             f"{method.name} needs output.rank", hint="set e.g. output: {rank: 16}, or use cat to keep the full rank"
         )
     if rule in ("auto", "sum") or not isinstance(rule, int | str):
-        wanted = full_rank
+        wanted = own_rank
     else:
         wanted = max(ranks) if rule == "max" else rule
-    truncates = not isinstance(rule, int | str) or wanted < full_rank
+    truncates = not isinstance(rule, int | str) or wanted < own_rank
     flat = [method.name] * method.flat_spectrum + [step.name for step, _ in post if step.flat_spectrum]
     if truncates and flat and not recipe.output.allow_arbitrary_truncation:
         raise PlanError(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from ..errors import PlanError, RecipeError
 from ..method import Method, Params
 from ..recipe import SpaceChoice, Step
+from ..spaces import OPTIONS
 from ..transforms import Post, Pre, find_post, find_pre
 from ..transforms import Step as Transform
 
@@ -23,16 +24,19 @@ _NO_SPACE = {
 }
 
 
-def resolve_space(choice: SpaceChoice | None, method: Method, site: str) -> tuple[str, Mapping[str, Any]] | None:
+def resolve_space(choice: SpaceChoice | None, method: Method, site: str) -> tuple[str, BaseModel] | None:
     """The space's name and options, None where the method's kind has no spaces.
 
     Raises: PlanError when the method cannot run there.
     """
     if choice is None:
-        return ("full", {}) if "full" in method.spaces else None
+        return ("full", OPTIONS["full"]()) if "full" in method.spaces else None
     name, options = (choice, {}) if isinstance(choice, str) else next(iter(choice.items()))
     if name in method.spaces:
-        return name, options
+        try:
+            return name, OPTIONS[name](**options)
+        except ValidationError as error:
+            raise _explain(error, f"space {name}", list(OPTIONS[name].model_fields), "space") from error
     if method.spaces:
         what = f"{method.name} runs in {', '.join(method.spaces)}, not in space {name!r}"
     else:
@@ -62,7 +66,11 @@ def _resolve(step: Step, find: Callable[[str], AnyTransform], where: str) -> tup
     try:
         return found, found.params(**options)
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        field = ".".join(map(str, problem["loc"]))
-        known = ", ".join(found.params.model_fields)
-        raise RecipeError(f"{name}: {field}: {problem['msg']}", where=where, hint=f"parameters are {known}") from error
+        raise _explain(error, name, list(found.params.model_fields), where) from error
+
+
+def _explain(error: ValidationError, name: str, fields: Sequence[str], where: str) -> RecipeError:
+    problem = error.errors(include_url=False)[0]
+    field = ".".join(map(str, problem["loc"]))
+    known = f"its parameters are {', '.join(fields)}" if fields else "it has no parameters"
+    return RecipeError(f"{name}: {field}: {problem['msg']}", where=where, hint=known)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
+
+from pydantic import BaseModel
 
 from ..adapters import Adapter, SiteFactors
 from ..method import Method, Params
@@ -32,9 +34,9 @@ class Member:
 class SiteStep:
     """Merge one site. `absent` are adapters without the site that count as a zero delta: recipe position and weight.
 
-    full_rank: rank of the method's result, an upper bound. cut: rank the result is truncated to, None: as it is.
+    full_rank: rank of the method's result, an upper bound (min(d_out, d_in) where it is dense). cut: rank the result is truncated to, None: as it is.
     width: rank it is written with, by zero padding.
-    space: its name and options.
+    space: its name and options. survey: parameters for all adapters of the recipe, where statistics span all sites.
     """
 
     site: str
@@ -42,7 +44,8 @@ class SiteStep:
     absent: tuple[tuple[int, float], ...]
     method: Method
     params: Params
-    space: tuple[str, Mapping[str, Any]] | None
+    survey: Params | None
+    space: tuple[str, BaseModel] | None
     pre: tuple[tuple[Pre, Params], ...]
     post: tuple[tuple[Post, Params], ...]
     full_rank: int
@@ -56,6 +59,21 @@ class SiteStep:
         return self.members[0].factors
 
     @property
+    def dense(self) -> bool:
+        """The method's result is dense and is made in blocks of rows."""
+        return self.space is not None and self.space[0] == "full"
+
+    @property
+    def survey_key(self) -> tuple[object, ...]:
+        """Steps with one key are surveyed together."""
+        return self.method.name, self.survey, self.space
+
+    @property
+    def batches(self) -> bool:
+        """Whether sites of one shape can run as one launch: sizes in some spaces depend on the numbers."""
+        return self.space is None or self.space[0] in ("ctm", "factor")
+
+    @property
     def ranks(self) -> tuple[int, ...]:
         return tuple(member.factors.rank for member in self.members)
 
@@ -65,7 +83,7 @@ class SiteStep:
         return (
             self.method.name,
             self.params,
-            repr(self.space),
+            self.space,
             self.cut,
             self.width,
             self.absent,
@@ -151,7 +169,7 @@ class Plan:
     @property
     def random(self) -> bool:
         """Whether random numbers are drawn anywhere, so that the inputs' identities matter."""
-        return any(step.method.random(step.params) for step in self.steps)
+        return any(step.dense or step.method.random(step.params) for step in self.steps)
 
     def with_ranks(self, cuts: Mapping[str, int]) -> Plan:
         """The plan once the rank of every site is known; padded to the largest unless the recipe says otherwise."""

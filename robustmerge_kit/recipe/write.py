@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import StringIO
 
-from ruamel.yaml import YAML
+from .yaml_text import read_yaml
 
 METHOD = "robustmerge"
 
@@ -93,7 +93,10 @@ def _line(answers: Mapping[str, Answer], key: str, default: str, comment: str, i
     value = answer.value
     text = _scalar(value) if isinstance(value, str) else f"{{{', '.join(f'{k}: {_scalar(v)}' for k, v in value.items())}}}"
     why = "".join(letter if letter.isprintable() else "?" for letter in answer.why)
-    return [*(f"{indent}# {line}" for line in textwrap.wrap(why, 110)), f"{indent}{key}: {text}  # {comment}"]
+    return [
+        *(f"{indent}# {line}" for line in textwrap.wrap(why, 110, break_on_hyphens=False, break_long_words=False)),
+        f"{indent}{key}: {text}  # {comment}",
+    ]
 
 
 def _facts(adapter: Found) -> str:
@@ -104,9 +107,8 @@ def _facts(adapter: Found) -> str:
 
 
 def _scalar(text: str) -> str:
-    """Text as YAML writes it, in quotes where it must be."""
-    out = StringIO()
-    yaml = YAML(typ="safe", pure=True)
-    yaml.width = 1_000_000
-    yaml.dump([text], out)
-    return out.getvalue().strip().removeprefix("[").removesuffix("]").removeprefix("- ").strip()
+    """Text as YAML writes it: plain where that reads back as the same text, else in quotes."""
+    if re.fullmatch(r"[A-Za-z0-9_./~][A-Za-z0-9_./@~+-]*", text) and read_yaml(f"key: {text}", "").data == {"key": text}:
+        return text
+    escaped = "".join(letter if letter.isprintable() else f"\\U{ord(letter):08x}" for letter in text.replace("\\", "\\\\"))
+    return '"' + escaped.replace('"', '\\"') + '"'

@@ -57,8 +57,11 @@ def _seen_from(home: Path, source: Source) -> str:
     if source.repository is not None or Path(source.reference).expanduser().is_absolute():
         return source.reference
     path = source.file or source.folder
-    # `..` leads out of where a linked folder really lies, so only real folders may be climbed
-    relative = os.path.relpath(path.parent.resolve() / path.name, home.resolve())
+    if path.is_relative_to(home) and ".." not in path.parts:
+        relative = path.relative_to(home).as_posix()
+    else:
+        # `..` leads out of where a linked folder really lies, so only real folders may be climbed
+        relative = os.path.relpath(path.parent.resolve() / path.name, home.resolve())
     return f"./{relative}" if relative.startswith("~") else relative
 
 

@@ -24,7 +24,8 @@ def compare(adapters: Sequence[Adapter]) -> list[str]:
         aligned, notes = align(adapters)
     except InputError as error:
         return [f"these do not merge: {error.what}"]
-    return [*notes, *_lacking(aligned)]
+    lacking = _lacking(aligned)
+    return [*notes, lacking] if lacking else notes
 
 
 def answers(aligned: Sequence[Adapter]) -> dict[str, Answer]:
@@ -32,7 +33,7 @@ def answers(aligned: Sequence[Adapter]) -> dict[str, Answer]:
     found: dict[str, Answer] = {}
     lacking = _lacking(aligned)
     if lacking:
-        found["missing"] = Answer("zero", "; ".join(lacking))
+        found["missing"] = Answer("zero", f"{lacking}; with zero they add nothing there")
     extras = _extras(aligned)
     if extras:
         found["extras"] = extras
@@ -46,15 +47,12 @@ def answers(aligned: Sequence[Adapter]) -> dict[str, Answer]:
     return found
 
 
-def _lacking(aligned: Sequence[Adapter]) -> list[str]:
-    """One sentence for every adapter that lacks sites of the others."""
+def _lacking(aligned: Sequence[Adapter]) -> str:
+    """Which adapters lack sites of the others; nothing when they all have the same."""
     sites = {site: None for adapter in aligned for site in adapter.sites}
-    found: list[str] = []
-    for adapter in aligned:
-        absent = [site for site in sites if site not in adapter.sites]
-        if absent:
-            found.append(f"{adapter.label} lacks {len(absent)} of {len(sites)} sites (first {absent[0]})")
-    return found
+    counts = [(adapter.label, len(sites) - len(adapter.sites)) for adapter in aligned]
+    listed = ", ".join(f"{label} lacks {count}" for label, count in counts if count)
+    return f"of {len(sites)} sites, {listed}" if listed else ""
 
 
 def _extras(aligned: Sequence[Adapter]) -> Answer | None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from .numbers import NotFinite, SiteNumbers
 
-IN_FLIGHT = 256 << 20
+IN_FLIGHT = 64 << 20
 """Bytes of factors and of work on them that are in memory at any time."""
 
 _NO_ALPHA = ("numbered", "mlx")
@@ -199,11 +199,11 @@ def _with_numbers(opened: Sequence[_Opened], workers: int, observe: Observe) -> 
         if isinstance(loaded, RmkitError):
             return loaded
         _, _, what = job
+        numbers = measure(loaded[0], loaded[1], what.scale) if isinstance(what, SiteFactors) else None
+        if numbers:
+            return numbers, {}
         names = [what.a.spec.name, what.b.spec.name] if isinstance(what, SiteFactors) else [what.ref.spec.name]
-        bad = {name: found for name, tensor in zip(names, loaded, strict=True) if (found := not_finite(tensor))}
-        if bad or not isinstance(what, SiteFactors):
-            return None, bad
-        return measure(loaded[0], loaded[1], what.scale), bad
+        return None, {name: found for name, tensor in zip(names, loaded, strict=True) if (found := not_finite(tensor))}
 
     def store(job: _Job, result: _Measured) -> None:
         index, name, what = job
@@ -217,10 +217,10 @@ def _with_numbers(opened: Sequence[_Opened], workers: int, observe: Observe) -> 
 
 
 def _cost(job: _Job) -> int:
-    """Bytes in memory: as stored, and for a site two copies in float64 beside it."""
+    """Bytes in memory: as stored, and for a site the copy in float64 beside it."""
     what = job[2]
     if isinstance(what, SiteFactors):
-        return what.nbytes + 16 * (what.a.spec.numel + what.b.spec.numel)
+        return what.nbytes + 8 * (what.a.spec.numel + what.b.spec.numel)
     return what.ref.spec.nbytes
 
 
@@ -264,7 +264,7 @@ def _remarks(sites: Sequence[SiteReport], bad: Mapping[str, NotFinite], totals: 
         found.append(f"{len(bad) - 3} more tensors hold NaN or infinity")
     left_out = sum(site.numbers is None for site in sites)
     if left_out:
-        found.append(f"the figures leave out {left_out} of {len(sites)} sites, which are not finite")
+        found.append(f"the figures leave out {left_out} of {len(sites)} sites, which are not finite or too large for them")
     still = [site for site in sites if site.numbers and not site.numbers.norm]
     if still and len(still) == len(sites):
         untrained = all(s.numbers and s.numbers.zero_columns_b == s.rank for s in sites)

@@ -47,8 +47,12 @@ class ShardWriter:
         self._missing = set(self._offsets)
         self._lock = threading.Lock()
         self._fd = self._guard(lambda: os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
-        self._guard(lambda: os.posix_fallocate(self._fd, 0, self.nbytes))
-        self._write_all(memoryview(struct.pack("<Q", len(encoded)) + encoded), 0)
+        try:
+            self._guard(lambda: os.posix_fallocate(self._fd, 0, self.nbytes))
+            self._write_all(memoryview(struct.pack("<Q", len(encoded)) + encoded), 0)
+        except OutputError:
+            self.abandon()
+            raise
 
     def write(self, name: str, tensor: torch.Tensor) -> None:
         """Store a whole tensor.

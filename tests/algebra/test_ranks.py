@@ -45,15 +45,15 @@ SHAPES = {"a": (10, 10), "b": (10, 10), "c": (30, 10), "zero": (10, 10)}
 @pytest.mark.parametrize(
     ("options", "ranks"),
     [
-        ({"average": 1}, {"a": 1, "b": 1, "c": 2, "zero": 0}),
-        ({"average": 1, "score": "absolute"}, {"a": 2, "b": 1, "c": 1, "zero": 0}),
+        ({"average": 1.0}, {"a": 1, "b": 1, "c": 2, "zero": 0}),
+        ({"average": 1.0, "score": "absolute"}, {"a": 2, "b": 1, "c": 1, "zero": 0}),
         ({"average": 1.25, "score": "absolute"}, {"a": 2, "b": 2, "c": 1, "zero": 0}),
-        ({"average": 100}, {"a": 3, "b": 3, "c": 3, "zero": 0}),
-        ({"average": 100, "cap": 2}, {"a": 2, "b": 2, "c": 2, "zero": 0}),
+        ({"average": 100.0}, {"a": 3, "b": 3, "c": 3, "zero": 0}),
+        ({"average": 100.0, "cap": 2}, {"a": 2, "b": 2, "c": 2, "zero": 0}),
         ({"average": 0.1}, {"a": 1, "b": 1, "c": 1, "zero": 0}),
         # A direction costs 20, 20, 40; the second is worth .19 / 20, .19 / 20, .33 / 40, the third .05 / 20 and .26 / 40.
-        ({"average": 2, "cost": "params"}, {"a": 2, "b": 2, "c": 3, "zero": 0}),
-        ({"average": 1, "cost": "params"}, {"a": 2, "b": 1, "c": 1, "zero": 0}),
+        ({"average": 2.0, "cost": "params"}, {"a": 2, "b": 2, "c": 3, "zero": 0}),
+        ({"average": 1.0, "cost": "params"}, {"a": 2, "b": 1, "c": 1, "zero": 0}),
         # After a and b 20 are left: too few for c, enough for the third of a.
         ({"average": 1.4, "cost": "params"}, {"a": 3, "b": 2, "c": 1, "zero": 0}),
     ],
@@ -68,7 +68,7 @@ def test_budget_is_the_best_split():
     """Against every split of the budget over three sites."""
     draw = torch.Generator().manual_seed(0)
     spectra = {name: torch.rand(5, generator=draw, dtype=torch.float64).sort(descending=True).values for name in "xyz"}
-    ranks = spend_budget(spectra, dict.fromkeys("xyz", (4, 4)), average=3, score="absolute")
+    ranks = spend_budget(spectra, dict.fromkeys("xyz", (4, 4)), average=3.0, score="absolute")
 
     def kept(x: int, y: int, z: int) -> float:
         return sum(float((spectra[name][:k] ** 2).sum()) for name, k in zip("xyz", (x, y, z), strict=True))

@@ -165,34 +165,40 @@ UNIT = torch.eye(2, dtype=torch.float64)
     ("method", "options", "products", "weights", "wanted"),
     [
         # A right angle: sin 45 degrees each.
-        (slerp.SLERP, {"t": 0.5}, UNIT, Weights.of([1, 1]), [0.5**0.5, 0.5**0.5]),
-        (slerp.SLERP, {"t": 0.0}, UNIT, Weights.of([1, 1]), [1.0, 0.0]),
-        (slerp.SLERP, {"t": 0.25}, torch.ones(2, 2).double(), Weights.of([1, 1]), [0.75, 0.25]),
-        (slerp.SLERP, {"t": 0.25}, -torch.ones(2, 2).double() + 2 * UNIT, Weights.of([1, 1]), [0.75, 0.25]),
+        (slerp.SLERP, {"t": 0.5}, UNIT, Weights.of([1.0, 1.0]), [0.5**0.5, 0.5**0.5]),
+        (slerp.SLERP, {"t": 0.0}, UNIT, Weights.of([1.0, 1.0]), [1.0, 0.0]),
+        (slerp.SLERP, {"t": 0.25}, torch.ones(2, 2).double(), Weights.of([1.0, 1.0]), [0.75, 0.25]),
+        (slerp.SLERP, {"t": 0.25}, -torch.ones(2, 2).double() + 2 * UNIT, Weights.of([1.0, 1.0]), [0.75, 0.25]),
         # The other delta is zero: a right angle, and the place tells which end this one is.
-        (slerp.SLERP, {"t": 1 / 3}, UNIT[:1, :1], Weights.of([1], [1], [0]), [0.75**0.5]),
-        (slerp.SLERP, {"t": 1 / 3}, UNIT[:1, :1], Weights.of([1], [1], [1]), [0.5]),
-        (slerp.SLERP, {"t": 1 / 3}, UNIT[:1, :1], Weights.of([1]), [1.0]),
+        (slerp.SLERP, {"t": 1 / 3}, UNIT[:1, :1], Weights.of([1.0], [1.0], [0]), [0.75**0.5]),
+        (slerp.SLERP, {"t": 1 / 3}, UNIT[:1, :1], Weights.of([1.0], [1.0], [1]), [0.5]),
+        (slerp.SLERP, {"t": 1 / 3}, UNIT[:1, :1], Weights.of([1.0]), [1.0]),
         # Unweighted deltas have norm 1 / 2 and 1; t = 1 / 3.
-        (slerp.NUSLERP, {}, UNIT, Weights.of([2, 1]), [0.75**0.5 / 2, 0.5]),
-        (slerp.NUSLERP, {}, UNIT[:1, :1], Weights.of([2], [1]), [0.75**0.5 / 2]),
-        (slerp.NUSLERP, {}, UNIT[:1, :1], Weights.of([2]), [0.5]),
-        (slerp.NUSLERP, {}, UNIT, Weights.of([1, -1]), [0.5**0.5, -(0.5**0.5)]),
+        (slerp.NUSLERP, {}, UNIT, Weights.of([2.0, 1.0]), [0.75**0.5 / 2, 0.5]),
+        (slerp.NUSLERP, {}, UNIT[:1, :1], Weights.of([2.0], [1.0]), [0.75**0.5 / 2]),
+        (slerp.NUSLERP, {}, UNIT[:1, :1], Weights.of([2.0]), [0.5]),
+        (slerp.NUSLERP, {}, UNIT, Weights.of([1.0, -1.0]), [0.5**0.5, -(0.5**0.5)]),
         # The mean of two orthogonal unit vectors, stretched to length 1.
-        (slerp.MULTISLERP, {}, UNIT, Weights.of([1, 1]), [0.5**0.5, 0.5**0.5]),
-        (slerp.MULTISLERP, {}, -torch.ones(2, 2).double() + 2 * UNIT, Weights.of([1, 1]), [0.5, 0.5]),
-        (slerp.MULTISLERP, {}, UNIT[:1, :1], Weights.of([3], [1]), [0.25]),
-        (karcher.METHODS[0], {}, UNIT, Weights.of([1, 1]), [0.5**0.5, 0.5**0.5]),
+        (slerp.MULTISLERP, {}, UNIT, Weights.of([1.0, 1.0]), [0.5**0.5, 0.5**0.5]),
+        (slerp.MULTISLERP, {}, -torch.ones(2, 2).double() + 2 * UNIT, Weights.of([1.0, 1.0]), [0.5, 0.5]),
+        (slerp.MULTISLERP, {}, UNIT[:1, :1], Weights.of([3.0], [1.0]), [0.25]),
+        (karcher.METHODS[0], {}, UNIT, Weights.of([1.0, 1.0]), [0.5**0.5, 0.5**0.5]),
         # A right angle walked for a third of the way by weight.
-        (karcher.METHODS[0], {"max_iter": 200}, UNIT, Weights.of([2, 1]), [3**-0.5, 1 / 3]),
-        (karcher.METHODS[0], {}, UNIT[:1, :1], Weights.of([2], [2]), [0.25]),
-        (model_stock.METHODS[0], {}, UNIT, Weights.of([1, 1]), [0.0, 0.0]),
+        (karcher.METHODS[0], {"max_iter": 200}, UNIT, Weights.of([2.0, 1.0]), [3**-0.5, 1 / 3]),
+        (karcher.METHODS[0], {}, UNIT[:1, :1], Weights.of([2.0], [2.0]), [0.25]),
+        (model_stock.METHODS[0], {}, UNIT, Weights.of([1.0, 1.0]), [0.0, 0.0]),
         # cos 1/2: t = 2 * .5 / 1.5.
-        (model_stock.METHODS[0], {}, torch.tensor([[1.0, 0.5], [0.5, 1.0]]).double(), Weights.of([1, 1]), [1 / 3, 1 / 3]),
-        (model_stock.METHODS[0], {}, torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).double(), Weights.of([1, 1]), [0.0, 0.0]),
+        (model_stock.METHODS[0], {}, torch.tensor([[1.0, 0.5], [0.5, 1.0]]).double(), Weights.of([1.0, 1.0]), [1 / 3, 1 / 3]),
+        (model_stock.METHODS[0], {}, torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).double(), Weights.of([1.0, 1.0]), [0.0, 0.0]),
         # A third, zero adapter: the mean over three pairs is 1/6, t = .5 / (4 / 3).
-        (model_stock.METHODS[0], {}, torch.tensor([[1.0, 0.5], [0.5, 1.0]]).double(), Weights.of([1, 1], [1]), [0.125, 0.125]),
-        (model_stock.METHODS[0], {}, UNIT[:1, :1], Weights.of([1], [1]), [0.0]),
+        (
+            model_stock.METHODS[0],
+            {},
+            torch.tensor([[1.0, 0.5], [0.5, 1.0]]).double(),
+            Weights.of([1.0, 1.0], [1.0]),
+            [0.125, 0.125],
+        ),
+        (model_stock.METHODS[0], {}, UNIT[:1, :1], Weights.of([1.0], [1.0]), [0.0]),
     ],
 )
 def test_coefficients_by_hand(method, options, products, weights, wanted):

@@ -47,26 +47,25 @@ def command(arguments: list[str], output: str | None = None, slow: float = 0.0, 
 
 
 def killed_at(moment: int, arguments: list[str], counter: str, swap: bool = True) -> None:
-    """`rmkit ...`, ended by SIGKILL just before its `moment`-th change of the disk; `counter` tells how many there were."""
-    count = 0
+    """`rmkit ...`, ended by SIGKILL just before its `moment`-th change of the disk (from 0); `counter` lists what they were."""
+    changes: list[str] = []
 
-    def tick(*_: Any) -> None:
-        nonlocal count
-        count += 1
-        if count == moment:
+    def tick(event: str = "write") -> None:
+        if len(changes) == moment:
             os.kill(os.getpid(), signal.SIGKILL)
+        changes.append(event)
 
     _before_writes(tick)
     if not swap:
         _without_exchange()
-    sys.addaudithook(lambda event, _: tick() if event in WRITING else None)
+    sys.addaudithook(lambda event, _: tick(event) if event in WRITING else None)
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115
     from robustmerge_kit.cli import main
 
     try:
         main(arguments)
     finally:
-        Path(counter).write_text(str(count))
+        Path(counter).write_text("\n".join(changes))
 
 
 def _without_exchange() -> None:

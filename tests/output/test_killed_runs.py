@@ -25,15 +25,17 @@ def leftovers(out: Path) -> list[str]:
 
 
 def moments(place: Path, recipe: Path, out: Path, swap: bool, flags: list[str]) -> list[int]:
-    """Which changes of the disk to die before: spread evenly over all there are, the last ones always among them."""
-    counter = place / "count"
-    children.end(children.start(children.killed_at, -1, ["run", str(recipe), str(out), "-q", *flags], str(counter), swap))
-    total = int(counter.read_text())
+    """Which changes of the disk to die before: all renames and what follows them, the last, and some spread over the rest."""
+    log = place / "changes"
+    children.end(children.start(children.killed_at, -1, ["run", str(recipe), str(out), "-q", *flags], str(log), swap))
+    changes = log.read_text().splitlines()
+    total = len(changes)
     assert total > 15
     if KILLS == 0:
-        return list(range(1, total + 1))
-    last = list(range(total - KILLS // 2 + 1, total + 1))
-    return sorted({*last, *(1 + round(i * (total - 1) / (KILLS - len(last))) for i in range(KILLS - len(last)))})
+        return list(range(total))
+    renames = {i + after for i, event in enumerate(changes) if event == "os.rename" for after in (0, 1)}
+    spread = {round(i * (total - 1) / (KILLS - 1)) for i in range(KILLS)}
+    return sorted({*spread, *(i for i in renames if i < total)})
 
 
 def test_kill_9_leaves_nothing_under_the_final_name(tmp_path: Path) -> None:

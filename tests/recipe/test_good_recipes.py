@@ -137,9 +137,7 @@ def test_every_key_is_documented() -> None:
             assert value.get("description"), f"{name}.{key}"
 
 
-REFERENCES = st.text(
-    st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Zl", "Zp", "Cn", "Co")), min_size=1, max_size=30
-)
+REFERENCES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=30)
 FOUND = st.builds(
     Found,
     reference=REFERENCES,
