@@ -145,11 +145,10 @@ def represent(space: str, options: BaseModel, stack: FactorStack, core: Core | N
     core = core or core_of(stack)
     if isinstance(options, CtmOptions):
         return _ctm(core, options)
-    each = [
-        _core(site, options) if isinstance(options, CoreOptions) else _knots(site, part)
-        for site, part in zip(core.sites(), _sites(stack), strict=True)
-    ]
-    return each[0] if not stack.batch else _batch(each, core, stack.batch)
+    if not stack.batch:
+        return _one(core, stack, options)
+    each = [_one(site, part, options) for site, part in zip(core.sites(), _sites(stack), strict=True)]
+    return _batch(each, core, stack.batch)
 
 
 def merge(
@@ -302,10 +301,12 @@ def _knots(core: Core, stack: FactorStack) -> Represented:
     return Represented((Object.of(torch.stack(x)),), lambda merged: LowRank(basis, merged[0].full()))
 
 
+def _one(core: Core, stack: FactorStack, options: BaseModel) -> Represented:
+    return _core(core, options) if isinstance(options, CoreOptions) else _knots(core, stack)
+
+
 def _sites(stack: FactorStack) -> Iterator[FactorStack]:
-    if not stack.batch:
-        yield stack
-        return
+    """The stacks of a batch one by one."""
     a, b = ([x.flatten(0, -3) for x in factors] for factors in (stack.a, stack.b))
     each = [c.expand(stack.batch).flatten() if isinstance(c, Tensor) else c for c in stack.coefficients]
     for i in range(stack.batch.numel()):

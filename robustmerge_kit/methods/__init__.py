@@ -20,6 +20,7 @@ from . import (
     karcher,
     linear,
     lora_lego,
+    mergekit_dense,
     model_stock,
     pcb,
     peft_combine,
@@ -62,8 +63,8 @@ _BY_NAME = {method.name: method for method in BUILTIN}
 
 
 def names() -> tuple[str, ...]:
-    """All method names, built-in ones first; plugins are listed without being imported."""
-    return (*_BY_NAME, *sorted(set(_plugins()) - set(_BY_NAME)))
+    """All method names: built-in ones, mergekit's, plugins; neither mergekit nor a plugin is imported for it."""
+    return (*_BY_NAME, *mergekit_dense.NAMES, *sorted(set(_plugins()) - set(_BY_NAME)))
 
 
 def find(name: str) -> Method:
@@ -76,6 +77,8 @@ def find(name: str) -> Method:
         if plugin is not None:
             raise PluginError(f"the plugin {plugin.value} calls itself {name!r}, which is a built-in method", hint="rename it")
         return _BY_NAME[name]
+    if plugin is None and name in mergekit_dense.NAMES:
+        return mergekit_dense.find(name)
     if plugin is None:
         near = difflib.get_close_matches(name, names(), n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "`rmkit methods` lists all"

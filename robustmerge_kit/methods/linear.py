@@ -54,9 +54,23 @@ def refuse_cancelling(params: Sum | Mean, weights: Sequence[float]) -> str | Non
     return None
 
 
-LINEAR = Coefficient(name="linear", paper="2203.05482", params=Mean, merge=merge_sum, check=refuse_cancelling, needs_gram=False)
+LINEAR = Coefficient(
+    name="linear",
+    paper="2203.05482",
+    params=Mean,
+    merge=merge_sum,
+    check=refuse_cancelling,
+    needs_gram=False,
+    spaces=("ctm",),
+)
 TASK_ARITHMETIC = Coefficient(
-    name="task_arithmetic", paper="2212.04089", params=Sum, merge=merge_sum, check=refuse_cancelling, needs_gram=False
+    name="task_arithmetic",
+    paper="2212.04089",
+    params=Sum,
+    merge=merge_sum,
+    check=refuse_cancelling,
+    needs_gram=False,
+    spaces=("ctm",),
 )
 CAT = Coefficient(
     name="cat", paper="PEFT", params=Sum, merge=merge_sum, check=refuse_cancelling, needs_gram=False, output_rank="sum"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..adapters import Adapter, align, read_adapter
 from ..errors import RmkitError, raise_all
 from ..recipe import AdapterEntry, Recipe
-from ..sources import resolve
+from ..sources import resolve_all
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,16 @@ def gather(recipe: Recipe) -> Inputs:
 
     Raises: InputError, all of them at once, naming the adapter by its position.
     """
+    names = labels(recipe.adapters)
+    sources = resolve_all([entry.adapter for entry in recipe.adapters], recipe.place)
     adapters: list[Adapter] = []
     errors: list[RmkitError] = []
-    for index, entry in enumerate(recipe.adapters):
+    for index, (entry, source) in enumerate(zip(recipe.adapters, sources, strict=True)):
         try:
             adapters.append(
                 read_adapter(
-                    resolve(entry.adapter, recipe.place),
-                    label=labels(recipe.adapters)[index],
+                    source,
+                    label=names[index],
                     adapter_name=entry.adapter_name,
                     alpha=entry.alpha,
                     rename=entry.rename,

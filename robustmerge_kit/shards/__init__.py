@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .impostors import refuse_impostor_file
-from .pickled import open_pickle, write_pickle
+from .pickled import open_pickle, surely_holds, write_pickle
 from .stored import HEADER_LIMIT, is_safetensors, map_safetensors, open_safetensors, read_scalar
 from .tensors import ITEMSIZE, Shard, TensorRef, TensorSpec
 from .writer import ShardWriter
@@ -27,6 +27,7 @@ __all__ = [
     "open_tensors",
     "read_scalar",
     "refuse_impostor_file",
+    "surely_holds",
     "write_pickle",
 ]
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import struct
+import zipfile
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +32,25 @@ class _LoadedTensor:
         import torch
 
         return self.tensor.detach().clone(memory_format=torch.contiguous_format)
+
+
+def surely_holds(path: Path, names: Iterable[str]) -> bool:
+    """Whether a zipped pickle provably holds tensors of exactly these names; False when it does not or cannot be told quickly.
+
+    Every name stands in the pickle as text, and there are as many stored tensors as names. Unpickling thousands of tensors to
+    compare key sets would cost more than a merge.
+    """
+    wanted = [name.encode() for name in names]
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.namelist()
+            (pickle,) = (member for member in members if member.endswith("/data.pkl"))
+            if sum("/data/" in member for member in members) != len(wanted) or archive.getinfo(pickle).file_size > 64 << 20:
+                return False
+            text = archive.read(pickle)
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return False
+    return all(b"X" + struct.pack("<I", len(name)) + name in text for name in wanted)
 
 
 def open_pickle(path: Path) -> Shard:
