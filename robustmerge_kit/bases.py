@@ -10,7 +10,10 @@ from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from .factors import Core, nrank, svd
+from .factors import Core
+
+EIGEN_EPS = 1e-10
+"""Ranks judged at this precision or coarser may come from a Gram matrix in float64, whose values carry errors of 1e-8."""
 
 
 class CoreOptions(BaseModel):
@@ -21,7 +24,11 @@ class CoreOptions(BaseModel):
 
 
 class CtmOptions(BaseModel):
-    """Options of `space: ctm`. rank: of the common basis, default the largest of the adapters; beta: 1 leaves norms as they are."""
+    """Options of `space: ctm`.
+
+    rank: of the common basis, default the largest of the adapters. beta: 1 leaves the norms of the deltas as they are for the
+    choice of the basis, 0 makes them equal. tol, max_iter: when the sweeps end.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     rank: Annotated[int, Field(ge=1)] | None = None
@@ -55,9 +62,15 @@ def joint(
     Shapes: L_t (q, r_t), M_t (p, r_t) -> (q, k), (k,) descending, float64.
     Source: arXiv 2410.19735, Eq. 4. Differs: the rank cut is relative; the original's absolute 1e-5 drops real directions.
     """
-    small = torch.cat([left @ torch.linalg.qr(right)[1].mT for left, right in pairs], -1)
-    u, s, _ = svd(small, eps)
-    keep = (s > 0) & (s > cut * s[:1])
+    if eps > EIGEN_EPS:
+        gram = torch.stack([left @ (right.mT @ right) @ left.mT for left, right in pairs]).sum(0)
+        u, s = _eigen(gram)
+        size = max(len(gram), sum(left.shape[-1] for left, _ in pairs))
+    else:
+        small = torch.cat([left @ torch.linalg.qr(right)[1].mT for left, right in pairs], -1)
+        u, s, _ = torch.linalg.svd(small, full_matrices=False)
+        size = max(small.shape)
+    keep = (s > size * eps * s[:1]) & (s > cut * s[:1])
     return u[:, keep], s[keep]
 
 
@@ -97,8 +110,15 @@ def common_basis(core: Core, options: CtmOptions) -> tuple[Float[Tensor, "*batch
 
 
 def _left(x: Float[Tensor, "q p"], eps: float) -> Float[Tensor, "q k"]:
-    u, s, _ = svd(x, eps)
-    return u[:, : int(nrank(s, x.shape, eps))]
+    """Left singular vectors within the numerical rank."""
+    u, s = _eigen(x @ x.mT) if eps > EIGEN_EPS else torch.linalg.svd(x, full_matrices=False)[:2]
+    return u[:, : int((s > max(x.shape) * eps * s[:1]).sum())]
+
+
+def _eigen(gram: Float[Tensor, "q q"]) -> tuple[Float[Tensor, "q q"], Float[Tensor, "q"]]:
+    """Left singular vectors and values of x from x x^T."""
+    values, vectors = torch.linalg.eigh(gram)
+    return vectors.flip(-1), values.flip(-1).clamp_min(0).sqrt()
 
 
 def _outer(x: Float[Tensor, "*batch n q p"]) -> Float[Tensor, "*batch q q"]:

@@ -9,7 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from .recipe import EnergyRank
 from .spaces import Represented, Surveyed, survey_all
 
 
+@runtime_checkable
 class Sink(Protocol):
     """Where finished tensors go, in any order, from one thread."""
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -37,6 +37,7 @@ class Params(BaseModel):
         return value if isinstance(value, tuple) else (value,) * n
 
 
+@runtime_checkable
 class Draws(Protocol):
     """Random numbers keyed by (seed, site, adapter, purpose): independent of order, threads, tiles and device.
 
@@ -55,7 +56,7 @@ class Draws(Protocol):
         ...
 
     def own(self, stats: Stats) -> Stats:
-        """Of numbers per adapter of a whole survey, those of the adapters at hand: a survey may span sites some of them lack."""
+        """Of numbers per adapter of a whole survey, those of the adapters at hand: some may lack the site."""
         ...
 
 
@@ -77,6 +78,7 @@ class Order(NamedTuple):
     equal: Tensor
 
 
+@runtime_checkable
 class Whole(Protocol):
     """All entries of every adapter at a site, or at all sites with `scope: global`: exact numbers over blocks of rows."""
 

@@ -105,7 +105,7 @@ def parse_hub_reference(reference: str) -> HubReference:
         raise InputError(
             "no such folder, and not a Hub reference of the form org/name[@revision][:subfolder]",
             where=reference,
-            hint="check the spelling; relative paths start at the recipe's folder",
+            hint="check the spelling; relative paths start at the recipe's folder, on the command line here",
         )
     return HubReference(match["repository"], match["revision"], _inside(match["subfolder"] or "", reference))
 
@@ -135,9 +135,7 @@ def _resolve_local(reference: str, place: Path) -> Source | None:
                 raise InputError(f"no {right!r} in the folder {left}{listed}", where=reference)
             return _at(folder / inside, reference)
     if _looks_local(reference, place):
-        raise InputError(
-            "no such folder", where=reference, hint=f"looked for {whole}; relative paths start at the recipe's folder"
-        )
+        raise InputError("no such folder", where=reference, hint=f"looked for {whole}")
     return None
 
 

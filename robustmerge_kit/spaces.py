@@ -296,9 +296,11 @@ def _ctm(core: Core, options: CtmOptions) -> Represented:
 
 def _knots(core: Core, stack: FactorStack) -> Represented:
     u, _ = joint(core.pairs, core.eps)
-    x = [(u.mT @ left).to(stack.dtype) @ stack.folded_a(t) for t, (left, _) in enumerate(core.pairs)]
+    x = stack.a[0].new_empty((len(stack), u.shape[-1], stack.d_in), dtype=stack.dtype)
+    for t, (left, _) in enumerate(core.pairs):
+        torch.matmul((u.mT @ left).to(stack.dtype), stack.folded_a(t), out=x[t])
     basis = core.q_b @ u.to(core.q_b)
-    return Represented((Object.of(torch.stack(x)),), lambda merged: LowRank(basis, merged[0].full()))
+    return Represented((Object.of(x),), lambda merged: LowRank(basis, merged[0].full()))
 
 
 def _one(core: Core, stack: FactorStack, options: BaseModel) -> Represented:

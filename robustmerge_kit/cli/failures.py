@@ -13,6 +13,7 @@ import click
 from ..errors import RmkitError, Several
 
 INTERRUPTED = 130
+BROKEN_PIPE = 141
 TERMINATED = 143
 BUG = 70
 
@@ -22,9 +23,19 @@ class _Terminated(BaseException):
 
 
 def guarded(command: click.Command, arguments: list[str]) -> int:
-    """Run a command and turn whatever happens into its exit code; tracebacks only with --debug."""
+    """Run a command and turn whatever happens into its exit code; tracebacks only with --debug.
+
+    With --json stdout holds one JSON document on failures too.
+    """
     signal.signal(signal.SIGTERM, _terminate)
     debug = "--debug" in arguments
+
+    def failed(code: int, *errors: RmkitError) -> int:
+        if "--json" in arguments:
+            listing = [{"where": error.where, "what": error.what, "hint": error.hint} for error in errors]
+            click.echo(json.dumps({"exit_code": code, "errors": listing}, indent=2))
+        return code
+
     try:
         result = command.main(arguments, prog_name="rmkit", standalone_mode=False)
         return result if isinstance(result, int) else 0
@@ -32,36 +43,32 @@ def guarded(command: click.Command, arguments: list[str]) -> int:
         return stop.exit_code
     except click.ClickException as error:
         error.show(file=sys.stderr)
-        return error.exit_code
+        what, _, hint = error.format_message().partition("\nhint: ")
+        return failed(error.exit_code, RmkitError(what, hint=hint))
     except RmkitError as error:
         if debug:
             traceback.print_exc()
-        _report(error, as_json="--json" in arguments)
-        return error.exit_code
+        parts = error.errors if isinstance(error, Several) else (error,)
+        for part in parts:
+            click.echo(f"error: {part}", err=True)
+        return failed(error.exit_code, *parts)
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted; nothing was written", err=True)
-        return INTERRUPTED
+        return failed(INTERRUPTED, RmkitError("interrupted"))
     except _Terminated:
         click.echo("terminated; nothing was written", err=True)
-        return TERMINATED
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
+        return failed(TERMINATED, RmkitError("terminated"))
+    except SystemExit:
+        # click leaves this way, with 1, when nobody reads what is printed any more; 1 would say that the answer is no
+        return BROKEN_PIPE
     except Exception as error:
         if debug:
             traceback.print_exc()
-        click.echo(f"bug: {type(error).__name__}: {error}\nhint: please report it, with the output of --debug", err=True)
-        return BUG
+        bug = RmkitError(f"{type(error).__name__}: {error}", where="bug", hint="please report it, with the output of --debug")
+        click.echo(str(bug), err=True)
+        return failed(BUG, bug)
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:
     raise _Terminated
 
-
-def _report(error: RmkitError, as_json: bool) -> None:
-    parts = error.errors if isinstance(error, Several) else (error,)
-    if as_json:
-        listing = [{"where": e.where, "what": e.what, "hint": e.hint} for e in parts]
-        click.echo(json.dumps({"exit_code": error.exit_code, "errors": listing}, indent=2))
-    for part in parts:
-        click.echo(f"error: {part}", err=True)

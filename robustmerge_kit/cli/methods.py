@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import json
-from typing import Any
+from dataclasses import asdict
 
 import click
 
@@ -15,47 +14,14 @@ from .options import output_options
 @click.argument("name", required=False)
 @output_options
 def methods(name: str | None, as_json: bool, quiet: bool, debug: bool) -> None:
-    """List the merge methods, or print the manual page of NAME."""
-    from ..methods import find, names
+    """List the merge methods, or print the manual page of NAME, a method or a pre or post step."""
+    from ..report import manual
 
     if name is None:
-        rows = [_row(method) for method in names()]
-        if as_json:
-            click.echo(json.dumps(rows, indent=2))
-            return
-        click.echo(f"{'name':<22} {'kind':<12} {'paper':<12} {'spaces':<30} settings")
-        for row in rows:
-            click.echo(
-                f"{row['name']:<22} {row['kind']:<12} {row['paper']:<12} {','.join(row['spaces']):<30} "
-                + ", ".join(row["settings"])
-            )
-        return
-    method = find(name)
-    page = manual_page(method)
-    if as_json:
-        click.echo(json.dumps({**_row(name), "page": page, "schema": method.params.model_json_schema()}, indent=2))
+        lines = [json.dumps([asdict(each) for each in manual.every_method()], indent=2)] if as_json else manual.listing()
     else:
-        click.echo(page)
-
-
-def manual_page(method: Any) -> str:
-    """The docstring of the module a method is defined in."""
-    return inspect.getdoc(inspect.getmodule(method.merge)) or f"{method.name} has no manual page."
-
-
-def _row(name: str) -> dict[str, Any]:
-    from ..methods import find
-
-    method = find(name)
-    return {
-        "name": method.name,
-        "kind": method.kind,
-        "paper": method.paper,
-        "spaces": list(method.spaces),
-        "settings": list(method.params.model_fields),
-        "equal_ranks": method.equal_ranks,
-        "adapters": list(method.adapters),
-    }
+        lines = [json.dumps(manual.document(name), indent=2)] if as_json else manual.page(name)
+    click.echo("\n".join(lines))
 
 
 @click.command()

@@ -73,7 +73,10 @@ def run(
     resources = Resources(chosen, workers or _default_workers(chosen), memory, gpu_memory)
     progress = Progress(quiet)
 
+    shown: set[str] = set()
+
     def planned(plan: Plan) -> None:
+        shown.update(plan.notes)
         if not quiet:
             for note in _shorten(plan.notes, verbose):
                 click.echo(f"note: {note}", err=True)
@@ -86,6 +89,9 @@ def run(
     if as_json:
         click.echo(json.dumps({"path": str(receipt.path), **receipt.content}, indent=2))
     elif not quiet:
+        for note in receipt.content["notes"]:
+            if note not in shown:
+                click.echo(f"note: {note}", err=True)
         click.echo("\n".join(summary(receipt.content, receipt.path)))
         if verbose:
             for site in receipt.content["sites"]:

@@ -119,7 +119,15 @@ def _check(params: DareLinear, weights: Sequence[float]) -> str | None:
 
 METHODS = (
     Elementwise(
-        name="dare_linear", paper="2311.03099", params=DareLinear, merge=merge_dare_linear, survey=survey_dare, random=_drops, check=_check
+        name="dare_linear",
+        paper="2311.03099",
+        params=DareLinear,
+        merge=merge_dare_linear,
+        survey=survey_dare,
+        random=_drops,
+        check=_check,
     ),
-    Elementwise(name="dare_ties", paper="2311.03099", params=DareTies, merge=merge_dare_ties, survey=survey_dare_ties, random=_drops),
+    Elementwise(
+        name="dare_ties", paper="2311.03099", params=DareTies, merge=merge_dare_ties, survey=survey_dare_ties, random=_drops
+    ),
 )

@@ -23,7 +23,7 @@ Source: arXiv 2406.11617.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -48,7 +48,7 @@ class DellaLinear(Params):
     gain: float = 1.0
 
     @model_validator(mode="after")
-    def _probabilities(self) -> Self:
+    def _probabilities(self) -> DellaLinear:
         for density in self.density if isinstance(self.density, tuple) else (self.density,):
             if density < 1 and not 0 < density - self.epsilon <= density + self.epsilon < 1:
                 low, high = density - self.epsilon, density + self.epsilon
@@ -129,7 +129,13 @@ def _check(params: DellaLinear, weights: Sequence[float]) -> str | None:
 
 METHODS = (
     Elementwise(
-        name="della_linear", paper="2406.11617", params=DellaLinear, merge=merge_della_linear, survey=survey_della, random=_drops, check=_check
+        name="della_linear",
+        paper="2406.11617",
+        params=DellaLinear,
+        merge=merge_della_linear,
+        survey=survey_della,
+        random=_drops,
+        check=_check,
     ),
     Elementwise(name="della", paper="2406.11617", params=Della, merge=merge_della, survey=survey_della, random=_drops),
 )

@@ -64,7 +64,7 @@ def _split(units: Tensor, d_in: int, scale: float) -> LowRank:
 
 
 def _centres(units: Float[Tensor, "R d"], starts: Float[Tensor, "n_init k"], max_iter: int) -> Float[Tensor, "k d"]:
-    """Rescaled cluster centres; the clustering knows only inner products, a centre is a row of mixing weights over the units."""
+    """Rescaled cluster centres; while clustering, a centre is a row of mixing weights over the units."""
     # By their bytes, so that the order of the adapters does not matter.
     order = sorted(range(len(units)), key=lambda i: units[i].cpu().numpy().tobytes())
     units = units[order]
@@ -110,4 +110,6 @@ def _rank(ranks: Sequence[int], params: LoraLego) -> int:
     return min(params.rank or max(ranks), sum(ranks))
 
 
-METHODS = (Factor(name="lora_lego", paper="2409.16167", params=LoraLego, merge=merge_lego, rank=_rank, random=lambda params: True),)
+METHODS = (
+    Factor(name="lora_lego", paper="2409.16167", params=LoraLego, merge=merge_lego, rank=_rank, random=lambda params: True),
+)

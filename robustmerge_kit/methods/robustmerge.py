@@ -32,7 +32,7 @@ Source: arXiv 2502.17159 (NeurIPS 2025), Eq. 2 to 5; AuroraZengfh/RobustMerge 12
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal, NamedTuple, Self
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
@@ -60,7 +60,7 @@ class RobustMerge(Params):
     criterion: Literal["magnitude", "random", "sign"] = "magnitude"
 
     @model_validator(mode="after")
-    def _variant_decides_clamp(self) -> Self:
+    def _variant_decides_clamp(self) -> RobustMerge:
         if self.clamp is None:
             object.__setattr__(self, "clamp", self.variant == "official")
         return self

@@ -79,10 +79,22 @@ def describe(
         },
         "sites": [_site(asdict(report), plan) for report in outcome.sites],
         "dropped": list(plan.dropped),
-        "notes": [*plan.notes, *outcome.notes],
+        "notes": [*plan.notes, *_duplicates(plan, digests), *outcome.notes],
         "timings": dict(timings),
         "memory": {"peak_in_flight": outcome.peak_in_flight, **peak_memory()},
     }
+
+
+def _duplicates(plan: Plan, digests: Mapping[Path, FileDigest]) -> list[str]:
+    """Inputs whose files hold the same bytes under different paths."""
+    seen: dict[tuple[str, ...], int] = {}
+    notes: list[str] = []
+    for index, adapter in enumerate(plan.adapters):
+        key = tuple(sorted(digests[path].sha256 for path in adapter.files))
+        first = plan.adapters[seen.setdefault(key, index)]
+        if first is not adapter and first.files != adapter.files:
+            notes.append(f"input {index + 1} ({adapter.label}) equals input {seen[key] + 1} ({first.label}): same content")
+    return notes
 
 
 def _site(report: dict[str, Any], plan: Plan) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from ..adapters import Adapter
 from ..errors import PlanError, RecipeError, RmkitError, raise_all
 from ..method import Method, Params
 from ..methods import find
-from ..recipe import Recipe, SiteSettings, count_layers, effective_settings, stack_name
+from ..recipe import Recipe, SiteSettings, count_layers, effective_settings, resolve_params, stack_name
 from ..spaces import rank as rank_in_space
 from ..transforms import Post
 from .extras import plan_extras
@@ -75,10 +75,10 @@ class _Settler:
             self._methods[name] = find(name)
         return self._methods[name]
 
-    def params(self, method: Method, values: Mapping[str, Any]) -> Params:
+    def params(self, method: Method, values: Mapping[str, Any], site: str) -> Params:
         key = method.name, repr(sorted(values.items()))
         if key not in self._params:
-            self._params[key] = method.params(**values)
+            self._params[key] = resolve_params(method, values, f"site {site}")
         return self._params[key]
 
 
@@ -102,14 +102,14 @@ def _plan_site(
         name: tuple(value[i] for i in chosen) if isinstance(value, tuple) else value
         for name, value in settings.parameters.items()
     }
-    params = settle.params(method, values)
+    params = settle.params(method, values, site)
     _check_method(site, method, params, present, [weight for _, weight in absent])
     ranks = [member.factors.rank for member in present]
     space = resolve_space(settings.space, method, site)
     own_rank = rank_in_space(space[0], space[1], ranks) if space else method.rank(ranks, params)
     model = present[0].factors
     full_rank = min(model.d_out, model.d_in) if space and space[0] == "full" else own_rank
-    whole = settle.params(method, settings.parameters) if getattr(params, "scope", "module") == "global" else None
+    whole = settle.params(method, settings.parameters, site) if getattr(params, "scope", "module") == "global" else None
     return SiteStep(
         site=site,
         members=tuple(present),

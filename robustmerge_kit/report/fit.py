@@ -75,7 +75,9 @@ def _no_mean(name: str, aligned: Sequence[Adapter]) -> str:
     if len(holders) < len(aligned):
         return f"{name} is only in {', '.join(adapter.label for adapter in holders)}"
     each = [(adapter.label, adapter.extras[name]) for adapter in aligned]
-    shapes = {extra.ref.spec.shape: label for label, extra in reversed(each)}
+    shapes: dict[tuple[int, ...], str] = {}
+    for label, extra in each:
+        shapes.setdefault(extra.ref.spec.shape, label)
     if len(shapes) > 1:
         listed = ", ".join(f"{list(shape)} in {label}" for shape, label in shapes.items())
         return f"{name} differs in shape and has no mean: {listed}"

@@ -56,6 +56,7 @@ def measure(a: Float[Tensor, "r d_in"], b: Float[Tensor, "d_out r"], scale: floa
     if not math.isfinite(norm_a * norm_b * scale):
         return None
     s = _singular_values(gram_a, gram_b, lengths_a) * abs(scale)
+    s = s[s > 0]
     return SiteNumbers(
         singular_values=tuple(s.tolist()),
         norm=float(torch.linalg.vector_norm(s)),

@@ -64,8 +64,11 @@ def open_pickle(path: Path) -> Shard:
     refuse_impostor_file(path)
     notes: tuple[str, ...] = ()
     with path.open("rb") as file:
-        zipped = file.read(4) == b"PK\x03\x04"
+        start = file.read(4)
+        zipped = start == b"PK\x03\x04"
         size = os.fstat(file.fileno()).st_size
+    if not zipped and not start.startswith(b"\x80"):
+        raise InputError("is neither safetensors nor a torch file", where=where, hint="give the adapter's folder or its weights")
     if not zipped:
         notes = (f"{path.name}: saved before torch 1.6; it cannot be mapped and is read whole",)
     try:

@@ -81,7 +81,10 @@ class Inputs:
 
 
 def inputs(
-    ranks: Sequence[int] = (3, 3, 3), weights: Sequence[float] = (1.0, 0.5, 1.3), dtype: torch.dtype = torch.float64, size: int = 0
+    ranks: Sequence[int] = (3, 3, 3),
+    weights: Sequence[float] = (1.0, 0.5, 1.3),
+    dtype: torch.dtype = torch.float64,
+    size: int = 0,
 ) -> Inputs:
     generator = torch.Generator().manual_seed(17 + size)
     a = tuple(torch.randn(r, 12 + size, generator=generator, dtype=torch.float64).to(dtype) for r in ranks)

@@ -63,7 +63,9 @@ def whole(generator: torch.Generator, *shape: int) -> torch.Tensor:
     return torch.randint(-1, 2, shape, generator=generator).double()
 
 
-def stack_of(entries: Callable[..., torch.Tensor], weights: list[float], d_out: int, d_in: int, dtype: torch.dtype) -> FactorStack:
+def stack_of(
+    entries: Callable[..., torch.Tensor], weights: list[float], d_out: int, d_in: int, dtype: torch.dtype
+) -> FactorStack:
     generator = torch.Generator().manual_seed(d_out + len(weights))
     a = tuple(entries(generator, 2 + t % 2, d_in).to(dtype) for t in range(len(weights)))
     b = tuple(entries(generator, d_out, 2 + t % 2).to(dtype) for t in range(len(weights)))
@@ -149,7 +151,9 @@ def test_global_scope_is_one_survey_of_all_sites(name, parameters, values, monke
     joined: list[np.ndarray] = []
     for t in range(len(weights)):
         parts = [
-            (stack.coefficients[t] * stack.b[t] @ stack.a[t]).numpy().reshape(1, -1) for stack in stacks.values() if t < len(stack)
+            (stack.coefficients[t] * stack.b[t] @ stack.a[t]).numpy().reshape(1, -1)
+            for stack in stacks.values()
+            if t < len(stack)
         ]
         joined.append(np.concatenate(parts, 1))
     if name == "ties":

@@ -84,7 +84,9 @@ def test_peft_dare_keeps_what_the_draws_say(name: str) -> None:
 @pytest.mark.parametrize(("density", "cut"), [(0.2, 0.01), (0.7, 0.3), (1.0, 0.0)])
 def test_drm_by_the_book(direction: str, density: float, cut: float) -> None:
     stack = stack_of(3, 9, [1.0, -0.5, 1.3])
-    double = FactorStack(tuple(x.double() for x in stack.a), tuple(x.double() for x in stack.b), stack.coefficients, stack.weights)
+    double = FactorStack(
+        tuple(x.double() for x in stack.a), tuple(x.double() for x in stack.b), stack.coefficients, stack.weights
+    )
     params = drm.Drm(density=density, direction=direction, spectrum_cut=cut, gain=0.7)
     got = drm.METHODS[0].merge(double, params, KeyedDraws.of(0, "site", list("abc")))
     deltas = [c * b @ a for c, a, b in zip(double.coefficients, double.a, double.b, strict=True)]

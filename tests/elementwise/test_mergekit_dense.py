@@ -43,7 +43,9 @@ def merged(name: str, n: int, **parameters: Any) -> torch.Tensor:
 
 
 def test_the_names_are_those_that_mergekit_registers() -> None:
-    assert sorted(BARE) == sorted(method.spec.name for method in registered_methods())
+    registered = {method.spec.name for method in registered_methods()}
+    # `robustmerge_kit.for_mergekit`, once imported, adds our own.
+    assert set(BARE) == registered - {"robustmerge"}
 
 
 @pytest.mark.parametrize("name", BARE)

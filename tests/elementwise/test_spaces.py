@@ -165,8 +165,15 @@ def test_a_given_core_is_used() -> None:
 
 @pytest.mark.parametrize(
     ("name", "options", "rank"),
-    [("full", NoOptions(), 9), ("core", CoreOptions(), 9), ("knots", NoOptions(), 9), ("ctm", CtmOptions(), 4)]
-    + [("ctm", CtmOptions(rank=6), 6), ("ctm", CtmOptions(rank=99), 9), ("factor", NoOptions(), 4)],
+    [
+        ("full", NoOptions(), 9),
+        ("core", CoreOptions(), 9),
+        ("knots", NoOptions(), 9),
+        ("ctm", CtmOptions(), 4),
+        ("ctm", CtmOptions(rank=6), 6),
+        ("ctm", CtmOptions(rank=99), 9),
+        ("factor", NoOptions(), 4),
+    ],
 )
 def test_rank_bounds(name: str, options: BaseModel, rank: int) -> None:
     assert spaces.rank(name, options, (2, 4, 3)) == rank

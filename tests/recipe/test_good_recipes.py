@@ -81,6 +81,7 @@ BAD = [
     "merge_method: robustmerge\nadapters: [a]\nparameters: {variant: papr}\n",
     "merge_method: ties\nadapters: [a]\nspace: {ctm: {rnk: 1}}\n",
     "merge_method: ties\nadapters: [a]\nspace: cor\n",
+    "merge_method: ties\nadapters: [a]\nspace: {cor: {}}\n",
     "merge_method: linear\nadapters: [a]\npre: [svc]\n",
     "merge_method: linear\nadapters: [a]\npre: [{norm_balance: {bta: 1}}]\n",
     "merge_method: linear\nadapters: [a]\nsweep: {}\n",
