@@ -91,7 +91,7 @@ def _section(method: Method) -> str:
 
 def _parameters(params: type[BaseModel]) -> str:
     rows = [
-        (f"`{each.name}`", each.type, each.range, each.default, "yes" if each.per_adapter else "")
+        (f"`{each.name}`", _escaped(each.type), each.range, each.default, "yes" if each.per_adapter else "")
         for each in manual.parameters(params)
     ]
     return _table(("parameter", "type", "range", "default", "per adapter"), rows).rstrip() if rows else "No parameters."
@@ -146,11 +146,12 @@ _INDEX_TOP = """# Methods
 No method needs data or the base model. `rmkit methods` prints this list with installed plugins, `rmkit methods NAME` the page
 of one method. A runnable recipe for each lies in [recipes/methods/](../../recipes/README.md)."""
 
-_INDEX_END = """- **kind**: what a method is given. `coefficient`: inner products of the deltas. `equivariant`: small exact cores.
-  `elementwise`: entries, in a [space](../recipes.md#spaces). `factor`: A and B.
+_INDEX_END = """- **kind**: what a method is given. `coefficient`: inner products of the deltas. `equivariant`: the exact small
+  cores. `elementwise`: entries, in a [space](../recipes.md#spaces). `factor`: A and B.
 - **spaces**: where the method may run. All: full, core, knots, ctm, factor.
 - **output rank**: with `output.rank: auto`. `sum` and `max` are those of the adapters' ranks at a site. By space: `sum` in
-  full, core and knots, `max` in factor, the space's `rank` (default `max`) in ctm. `output.rank`: the recipe must set one.
+  full, core and knots, `max` in factor, the space's `rank` (default `max`) in ctm. `required`: the recipe
+  must set `output.rank`.
 - **equal ranks**: all adapters must have one rank at a site.
 - **split**: the result depends on how a delta is split into B and A. By space: in `factor`, and in `core` with
   `basis: factors`.
@@ -204,7 +205,7 @@ def _keys(name: str) -> str:
     shared = schema.Settings.model_fields if model is mergekit.MergekitRecipe else {}
     rows = [
         (f"`{field.alias or key}`", _escaped(_type(hints[key])), _default(field), _escaped(field.description or ""))
-        for key, field in model.model_fields.items()
+        for key, field in sorted(model.model_fields.items(), key=lambda item: not item[1].is_required())
         if key not in shared
     ]
     return _table(("key", "type", "default", "meaning"), rows)
@@ -219,7 +220,7 @@ def _type(annotation: Any) -> str:
     if origin is Annotated:
         forms = next((extra.custom_error_message for extra in args[1:] if isinstance(extra, Discriminator)), None)
         if forms:
-            return " or ".join(form if form[0].islower() else f"`{form}`" for form in forms.split("|"))
+            return "; ".join(form if form[0].islower() else f"`{form}`" for form in forms.split("|"))
         return _type(args[0]) + _bounds(args[1:])
     if origin is Literal:
         return ", ".join(f"`{value}`" for value in args)
@@ -228,7 +229,8 @@ def _type(annotation: Any) -> str:
     if origin is tuple and args[-1] is not Ellipsis:
         return f"`[{', '.join('whole number' if arg is int else _type(arg) for arg in args)}]`"
     if origin in (tuple, list):
-        return f"list of {_type(args[0])}"
+        inner = _type(args[0])
+        return f"list, each: {inner}" if ";" in inner else f"list of {inner}"
     if origin is dict:
         return "mapping"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):

@@ -53,7 +53,7 @@ def singular_basis(core: Core, options: CoreOptions) -> tuple[Float[Tensor, "q_b
 
 
 def joint(
-    pairs: Sequence[tuple[Float[Tensor, "q r"], Float[Tensor, "p r"]]], eps: float, cut: float = 0.0
+    pairs: Sequence[tuple[Float[Tensor, "q _"], Float[Tensor, "p _"]]], eps: float, cut: float = 0.0
 ) -> tuple[Float[Tensor, "q k"], Float[Tensor, "k"]]:
     """Left singular vectors and values of [L_1 M_1^T | .. | L_n M_n^T] from the pairs (L_t, M_t), one site.
 

@@ -22,12 +22,6 @@ class RmkitError(Exception):
         return f"{head}\nhint: {self.hint}" if self.hint else head
 
 
-class NegativeAnswer(RmkitError):
-    """The command worked and its answer is no: a difference, a failed verification, a batch with failures."""
-
-    exit_code = 1
-
-
 class UsageError(RmkitError):
     """The command line asks for something that does not exist or contradicts itself."""
 

@@ -8,7 +8,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -16,13 +16,15 @@ from torch import Tensor
 
 from .adapters import check_values
 from .draws import KeyedDraws
-from .errors import InputError, PlanError, UsageError
+from .errors import InputError, PlanError
 from .factors import FactorStack, LowRank, Weights
 from .flow import Flow
-from .pipeline import PreparedSite, finish, measure_rounding, merge_site, singular_values
 from .method import Elementwise
+from .outcome import Outcome, SiteReport
+from .pipeline import PreparedSite, finish, measure_rounding, merge_site, singular_values
 from .plan import ExtraStep, Plan, SiteStep
 from .recipe import EnergyRank
+from .resources import Resources
 from .spaces import Represented, Surveyed, survey_all
 
 
@@ -31,78 +33,6 @@ class Sink(Protocol):
     """Where finished tensors go, in any order, from one thread."""
 
     def write(self, name: str, tensor: Tensor) -> None: ...
-
-
-@dataclass(frozen=True)
-class Resources:
-    """Where and how fast, which never changes the numbers (on one type of device).
-
-    memory: bytes in flight on the host. gpu_memory: bytes a batch may take there, None: 80 % of what is free.
-    batch: sites per launch, None: one on CPU, as many as fit on a GPU.
-    """
-
-    device: str = "cpu"
-    workers: int = 1
-    memory: int = 512 << 20
-    gpu_memory: int | None = None
-    batch: int | None = None
-
-
-def pick_device(wanted: str) -> str:
-    """The device to merge on: `auto` takes a GPU where there is one.
-
-    Raises: UsageError for a device that is unknown or absent.
-    """
-    if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(wanted)
-    except RuntimeError as error:
-        raise UsageError(f"--device {wanted}: no such device", hint="auto, cpu, cuda or cuda:N") from error
-    if device.type not in ("cpu", "cuda"):
-        raise UsageError(f"--device {wanted}: not supported", hint="auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(
-            f"--device {wanted}: this machine has {torch.cuda.device_count()} CUDA devices", hint="use --device cpu"
-        )
-    return wanted
-
-
-@dataclass(frozen=True)
-class SiteReport:
-    """What the receipt says of a site. `zero` are recipe positions of adapters whose delta is zero there."""
-
-    site: str
-    method: str
-    rank: int
-    retained: float
-    norm: float
-    rounding: float
-    zero: tuple[int, ...]
-
-
-@dataclass
-class Outcome:
-    """What was measured on the way; filled by one thread."""
-
-    sites: list[SiteReport] = field(default_factory=list[SiteReport])
-    norm2: float = 0.0
-    error2: float = 0.0
-    kept2: float = 0.0
-    full2: float = 0.0
-    peak_in_flight: int = 0
-    seconds: float = 0.0
-    notes: list[str] = field(default_factory=list[str])
-
-    @property
-    def rounding(self) -> float:
-        """Relative error that rounding to the output dtype causes, over all sites."""
-        return math.sqrt(self.error2 / self.norm2) if self.norm2 > 0 else 0.0
-
-    @property
-    def retained(self) -> float:
-        """Share of the squared norm that truncation kept, over all sites."""
-        return self.kept2 / self.full2 if self.full2 > 0 else 1.0
 
 
 Observe = Callable[[str, int, int], None]
@@ -230,7 +160,9 @@ class _Runner:
             groups[step.shape_key].append(step)
         batches: list[tuple[SiteStep, ...]] = []
         for group in groups.values():
-            size = 1 if not group[0].batches else self.resources.batch or max(1, self._gpu_budget() // max(1, group[0].work_bytes))
+            size = (
+                1 if not group[0].batches else self.resources.batch or max(1, self._gpu_budget() // max(1, group[0].work_bytes))
+            )
             batches += [tuple(group[i : i + size]) for i in range(0, len(group), size)]
         return batches
 

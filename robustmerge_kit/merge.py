@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 
+from .clock import Clock
 from .disk import check_space
 from .errors import OutputError
-from .execute import Observe, Outcome, Resources, execute, survey_spectra
+from .execute import Observe, execute, survey_spectra
+from .hashing import Hashing
+from .outcome import Outcome
 from .output import AdapterFiles, Receipt, check_free, describe, staged, write_card
 from .plan import Inputs, Plan, check_output_name, choose_ranks, gather, make_plan
 from .recipe import Recipe, load_recipe
-from .sources import FileDigest, digest
+from .resources import Resources
+from .sources import digest
 
 
 def merge(
@@ -120,58 +121,6 @@ def _document(
     if title is not None:
         files.write_bytes("README.md", write_card(plan, content, title).encode())
     return content
-
-
-class Hashing:
-    """Hashes of all input files, computed beside the merge: the card names them, the merge itself seldom needs them."""
-
-    def __init__(self, inputs: Inputs) -> None:
-        self._inputs = inputs
-        self._paths = sorted({path for adapter in inputs.adapters for path in adapter.files})
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rmkit-hash")
-        self._future: Future[Mapping[Path, FileDigest]] = self._pool.submit(digest, self._paths)
-
-    def __enter__(self) -> Hashing:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def results(self) -> Mapping[Path, FileDigest]:
-        """Digest of every input file."""
-        return self._future.result()
-
-    def identities(self) -> list[str]:
-        """What keys an adapter's random numbers: its repository and commit, or the hash of its files."""
-        return [
-            f"{adapter.source.repository}@{adapter.source.revision}:{adapter.source.folder.name}"
-            if adapter.source.repository and adapter.source.revision
-            else self._content(adapter.files)
-            for adapter in self._inputs.adapters
-        ]
-
-    def _content(self, files: tuple[Path, ...]) -> str:
-        digests = self.results()
-        return hashlib.sha256("\n".join(sorted(f"{p.name} {digests[p].sha256}" for p in files)).encode()).hexdigest()
-
-
-@dataclass
-class Clock:
-    """Seconds by stage, since the last lap."""
-
-    laps: dict[str, float] = field(default_factory=dict[str, float])
-    start: float = field(default_factory=time.perf_counter)
-    last: float = field(default_factory=time.perf_counter)
-
-    def lap(self, stage: str) -> None:
-        """End a stage."""
-        now = time.perf_counter()
-        self.laps[stage] = now - self.last
-        self.last = now
-
-    def seconds(self) -> dict[str, float]:
-        """All laps, and the total so far."""
-        return {**self.laps, "total": time.perf_counter() - self.start}
 
 
 def output_path(recipe: Recipe, out: Path | None) -> Path:

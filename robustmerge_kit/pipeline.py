@@ -131,7 +131,7 @@ def finish(merged: MergedSite, step: SiteStep, draws: KeyedDraws) -> Finished:
 
 
 def _share(part: Tensor, whole: Tensor) -> Tensor:
-    """part / whole, 1 where the whole is 0."""
+    """Part / whole, 1 where the whole is 0."""
     return torch.where(whole > 0, part / whole.clamp_min(torch.finfo(torch.double).tiny), 1.0).clamp_max(1.0)
 
 

@@ -38,7 +38,7 @@ def command(arguments: list[str], output: str | None = None, slow: float = 0.0, 
         handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(handle, 1)
         os.dup2(handle, 2)
-        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: PTH123, SIM115
+        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
     if slow:
         _before_writes(lambda: time.sleep(slow))
     if not swap:

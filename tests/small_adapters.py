@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from robustmerge_kit.execute import Resources
 from robustmerge_kit.merge import merge
 from robustmerge_kit.output import Receipt
 from robustmerge_kit.recipe import load_recipe
+from robustmerge_kit.resources import Resources
 
 PREFIX = "base_model.model."
 SHAPES = {"q_proj": (12, 10), "up_proj": (14, 10)}

@@ -53,7 +53,10 @@ def _compare_files(adapters: Sequence[Adapter]) -> list[str]:
     seen: dict[tuple[str, ...], int] = {}
     for index, adapter in enumerate(adapters, 1):
         weights = {ref.path for site in adapter.sites.values() for ref in (site.a, site.b)}
-        key = (*sorted(str(path.resolve()) for path in weights), *(sorted(site.a.spec.name for site in adapter.sites.values())[:1]))
+        key = (
+            *sorted(str(path.resolve()) for path in weights),
+            *(sorted(site.a.spec.name for site in adapter.sites.values())[:1]),
+        )
         if key in seen:
             notes.append(
                 f"input {index} ({adapter.label}) equals input {seen[key]} ({adapters[seen[key] - 1].label}): the same file"

@@ -71,4 +71,3 @@ def guarded(command: click.Command, arguments: list[str]) -> int:
 
 def _terminate(signum: int, frame: FrameType | None) -> None:
     raise _Terminated
-

@@ -64,9 +64,9 @@ def run(
     from ..recipe import load_recipe
 
     loaded = _seeded(load_recipe(recipe), random_seed)
-    from ..execute import Resources, pick_device
     from ..merge import merge
     from ..output import summary
+    from ..resources import Resources, pick_device
     from .progress import Progress
 
     chosen = pick_device(device)

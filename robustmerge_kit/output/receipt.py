@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..execute import Outcome, Resources
+from ..outcome import Outcome
 from ..plan import Plan
+from ..resources import Resources
 from ..sources import FileDigest
 
 FILE_NAME = "rmkit.json"

@@ -34,8 +34,8 @@ class Member:
 class SiteStep:
     """Merge one site. `absent` are adapters without the site that count as a zero delta: recipe position and weight.
 
-    full_rank: rank of the method's result, an upper bound (min(d_out, d_in) where it is dense). cut: rank the result is truncated to, None: as it is.
-    width: rank it is written with, by zero padding.
+    full_rank: rank of the method's result, an upper bound (min(d_out, d_in) where it is dense). cut: rank the result is
+    truncated to, None: as it is. width: rank it is written with, by zero padding.
     space: its name and options. survey: parameters for all adapters of the recipe, where statistics span all sites.
     """
 

@@ -198,8 +198,8 @@ def _rank(method: Method) -> str:
     """The rank with default parameters, then the parameters that change it."""
     if "full" in method.spaces:
         return "by space" if len(method.spaces) > 1 else "sum"
-    if method.output_rank == "required":
-        return "output.rank"
+    if method.output_rank != "any":
+        return "required" if method.output_rank == "required" else "sum only"
     usual = method.rank(_RANKS, _example(method.params))
     words = {sum(_RANKS): "sum", max(_RANKS): "max"}
     changes: list[str] = []

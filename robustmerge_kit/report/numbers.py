@@ -43,7 +43,7 @@ class SiteNumbers:
 
 
 def measure(a: Float[Tensor, "r d_in"], b: Float[Tensor, "d_out r"], scale: float) -> SiteNumbers | None:
-    """The figures of a site, None where its values are not finite; a zero delta has norm 0 and no singular values.
+    """The figures of a site, None where its values or their squares are not finite; a zero delta has no singular values.
 
     All of it comes from the two Gram matrices A A^T and B^T B.
 
@@ -53,7 +53,8 @@ def measure(a: Float[Tensor, "r d_in"], b: Float[Tensor, "d_out r"], scale: floa
     gram_a, gram_b = a @ a.mT, b.mT @ b
     lengths_a, lengths_b = gram_a.diagonal().sqrt(), gram_b.diagonal().sqrt()
     norm_a, norm_b = (float(torch.linalg.vector_norm(x)) for x in (lengths_a, lengths_b))
-    if not math.isfinite(norm_a * norm_b * scale):
+    size = norm_a * norm_b * max(1.0, abs(scale))
+    if not math.isfinite(size * size):
         return None
     s = _singular_values(gram_a, gram_b, lengths_a) * abs(scale)
     s = s[s > 0]

@@ -68,7 +68,9 @@ def open_pickle(path: Path) -> Shard:
         zipped = start == b"PK\x03\x04"
         size = os.fstat(file.fileno()).st_size
     if not zipped and not start.startswith(b"\x80"):
-        raise InputError("is neither safetensors nor a torch file", where=where, hint="give the adapter's folder or its weights")
+        raise InputError(
+            "is neither safetensors nor a torch file", where=where, hint="give the adapter's folder or its weights"
+        )
     if not zipped:
         notes = (f"{path.name}: saved before torch 1.6; it cannot be mapped and is read whole",)
     try:

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import stacks
 import torch
+from plugged import PLUGGED
 
 from robustmerge_kit import methods
 from robustmerge_kit.factors import FactorStack, Weights, decompose
@@ -17,7 +18,7 @@ SETTINGS = {
 }
 """Parameters where the defaults are incomplete, or too coarse for small stacks to show anything."""
 
-METHODS = [method for method in methods.BUILTIN if isinstance(method, Coefficient | Equivariant)]
+METHODS = [method for method in (*methods.BUILTIN, *PLUGGED) if isinstance(method, Coefficient | Equivariant)]
 
 EXEMPT = {
     ("identity", "iso_c"): "replaces the spectrum by a flat one",
@@ -130,6 +131,16 @@ def test_zero_padding_and_folding_by_hand_change_nothing(method):
     ]
     padded = FactorStack(tuple(a), tuple(b), (1.0,) * len(stack), stack.weights)
     assert stacks.difference(run(method, padded), run(method, stack)) < 1e-5
+
+
+@every
+def test_rounding_of_shared_factors_opens_no_directions(method):
+    """Copies of one adapter whose scale was folded in float32 are still copies: ranks are judged at float32 precision."""
+    n = min(4, method.adapters[1] or 4)
+    stack = stacks.duplicates(n)
+    folded = [b * c for b, c in zip(stack.b, stack.coefficients, strict=True)]
+    by_hand = FactorStack(stack.a, tuple(folded), (1.0,) * n, stack.weights)
+    assert stacks.difference(run(method, by_hand), run(method, stack)) < 1e-4
 
 
 @every

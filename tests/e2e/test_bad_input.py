@@ -77,6 +77,13 @@ def shift(parsed: dict[str, Any], by: int) -> None:
     entry["data_offsets"] = [offset + by for offset in entry["data_offsets"]]
 
 
+def stretch(parsed: dict[str, Any]) -> None:
+    """The last tensor claims a hundred rows more than the file holds."""
+    last = max((each for name, each in parsed.items() if name != "__metadata__"), key=lambda each: each["data_offsets"][1])
+    last["shape"][0] += 100
+    last["data_offsets"][1] += 400 * last["shape"][1]
+
+
 class Evil:
     """Runs a command when it is unpickled."""
 
@@ -121,7 +128,7 @@ INPUTS: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "announces 2^60 bytes": (damage(lambda raw: struct.pack("<Q", 2**60) + raw[8:]), "announces a header of", "again"),
     "header is not JSON": (damage(lambda raw: raw[:8] + b"x" + raw[9:]), "header that is not JSON", "again"),
     "overlapping offsets": (header(lambda h: shift(h, -8)), "overlap", SITE),
-    "offsets out of the file": (header(lambda h: [h.popitem(), shift(h, 10**9), h][2]), "ends at data byte", SITE),
+    "offsets out of the file": (header(stretch), "ends at data byte", "the file holds"),
     "a hole": (header(lambda h: shift(h, 10**9)), "has a hole of 192 bytes before tensor", "again"),
     "negative offsets": (header(lambda h: shift(h, -(10**9))), "are not two byte positions", SITE),
     "unknown dtype": (header(lambda h: h[f"{SITE}.lora_A.weight"].update(dtype="F7")), "unknown dtype 'F7'", SITE),
@@ -139,7 +146,11 @@ INPUTS: dict[str, tuple[Callable[[Path], None], str, str]] = {
         "int8: quantised factors are not supported",
         SITE,
     ),
-    "no LoRA at all": (tensors(lambda t: {"model.embed.weight": torch.ones(3, 3)}), "holds no LoRA factors", "model.embed.weight"),
+    "no LoRA at all": (
+        tensors(lambda t: {"model.embed.weight": torch.ones(3, 3)}),
+        "holds no LoRA factors",
+        "model.embed.weight",
+    ),
     "a list as pickle": (tensors(lambda t: list(t.values()), "adapter_model.bin"), "holds a list, not a dictionary", "hint"),
     "a number in a pickle": (tensors(lambda t: {"a": 3}, "adapter_model.bin"), "'a' is a int, not a tensor", "hint"),
     "code in a pickle": (evil, "Python objects, not only tensors", "convert it with a tool you trust"),
@@ -210,7 +221,11 @@ PLANS: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = {
         {},
         ("adapter 2 (second): lacks 3 of 4 sites", "set missing: zero"),
     ),
-    "different widths": ({"where": sites(2, {"q_proj": (12, 20), "up_proj": (14, 20)})}, {}, ("q_proj", "different base models?")),
+    "different widths": (
+        {"where": sites(2, {"q_proj": (12, 20), "up_proj": (14, 20)})},
+        {},
+        ("q_proj", "different base models?"),
+    ),
     "unequal ranks": ({"r": 3}, {"method": "peft_linear"}, ("peft_linear needs adapters of equal rank, got ranks 3, 4",)),
     "no rank for svd": ({}, {"method": "svd"}, ("svd needs output.rank", "hint: set e.g. output: {rank: 16}")),
     "a rank for cat": ({}, {"method": "cat", "output": {"rank": 2}}, ("cat keeps the full rank, but output.rank is 2",)),
@@ -220,7 +235,11 @@ PLANS: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = {
         ("overrides[0].match '*.attn.*' matches none of the 4 sites", "sites look like model.layers.0.q_proj"),
     ),
     "a space that makes no sense": ({}, {"space": "core"}, ("linear runs in ctm, not in space 'core'",)),
-    "not the number of adapters": ({}, {"method": "slerp", "parameters": {"t": 0.5}, "extra": 1}, ("slerp merges 2 adapters, got 3",)),
+    "not the number of adapters": (
+        {},
+        {"method": "slerp", "parameters": {"t": 0.5}, "extra": 1},
+        ("slerp merges 2 adapters, got 3",),
+    ),
     "weights that cancel": ({}, {"weights": (1.0, -1.0)}, ("linear: the weights 1, -1 sum to zero", "set normalize: false")),
 }
 

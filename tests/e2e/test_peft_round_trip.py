@@ -129,7 +129,8 @@ def test_forward_pass_of_the_merge_is_the_one_computed_in_float64(case: str, tmp
     make, adapters = make_case(case, tmp_path)
     weights = WEIGHTS[: len(adapters)]
     heads = {
-        name: sum(w * t.saved[name] for w, t in zip(weights, adapters, strict=True)) / sum(weights) for name in adapters[0].saved
+        name: sum(w * t.saved[name] for w, t in zip(weights, adapters, strict=True)) / sum(weights)
+        for name in adapters[0].saved
     }
     for method, (settings, oracle) in METHODS.items():
         recipe = write_recipe(

@@ -96,14 +96,18 @@ def test_overrides_change_method_and_parameters_of_their_sites_and_the_first_win
 
 def test_override_beats_adapter_beats_recipe(two: list[Path], tmp_path: Path) -> None:
     overrides = [{"match": "*.layers.0.*", "parameters": {"weight": 7.0}}]
-    found = merged(
-        tmp_path, [entry(two[0], 3.0), two[1]], "task_arithmetic", parameters={"weight": 2.0}, overrides=overrides
-    )
+    found = merged(tmp_path, [entry(two[0], 3.0), two[1]], "task_arithmetic", parameters={"weight": 2.0}, overrides=overrides)
     expected = weighted(two, lambda t, site: 7.0 if ".0." in site else (3.0, 2.0)[t])
     assert all(error(found[site], expected[site]) < 1e-6 for site in expected)
 
 
-RANKS: dict[str, tuple[Any, int]] = {"auto": ("auto", 8), "sum": ("sum", 8), "max": ("max", 4), "number": (3, 3), "wide": (20, 20)}
+RANKS: dict[str, tuple[Any, int]] = {
+    "auto": ("auto", 8),
+    "sum": ("sum", 8),
+    "max": ("max", 4),
+    "number": (3, 3),
+    "wide": (20, 20),
+}
 
 
 @pytest.mark.parametrize("case", RANKS)

@@ -7,6 +7,7 @@ pytest.importorskip("mergekit", reason="mergekit is not installed")
 from mergekit.merge_methods import merge_tensors
 
 from robustmerge_kit import for_mergekit
+from robustmerge_kit.draws import KeyedDraws
 from robustmerge_kit.factors import FactorStack, LowRank, Weights, decompose
 from robustmerge_kit.methods.robustmerge import RobustMerge, merge_robust
 
@@ -24,7 +25,7 @@ def test_it_is_robustmerge_of_the_refactored_deltas() -> None:
     stack = FactorStack(
         tuple(x.a.float() for x in low), tuple(x.b.float() for x in low), (1.0, 0.5, 2.0), Weights.of((1.0, 0.5, 2.0))
     )
-    want = merge_robust(stack, RobustMerge(variant="paper", density=0.4, gain=1.5), None)
+    want = merge_robust(stack, RobustMerge(variant="paper", density=0.4, gain=1.5), KeyedDraws.of(0, "site", list("abc")))
     parameters = {"weight": [1.0, 0.5, 2.0], "rank": 4, "variant": "paper", "density": 0.4, "gain": 1.5}
     got = merge_tensors([base, *models], "robustmerge", base_index=0, parameters=parameters)
     delta = want.b @ want.a

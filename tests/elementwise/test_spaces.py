@@ -185,3 +185,11 @@ def test_factor_space_draws_different_masks_for_a_and_b() -> None:
     got = spaces.merge(dare.METHODS[0], spaces.represent("factor", NoOptions(), ones), ones.weights, params, draws_of(ones))
     assert isinstance(got, LowRank)
     assert not torch.equal(got.a, got.b.mT)
+
+
+def test_the_sweeps_of_the_common_basis_stop_at_the_third_at_the_earliest() -> None:
+    shared = core(stack_of((3, 3, 3), 20, 14))
+    patient = spaces.common_basis(shared, CtmOptions(rank=3, tol=1e9))[0]
+    third, second = (spaces.common_basis(shared, CtmOptions(rank=3, tol=0, max_iter=i))[0] for i in (3, 2))
+    assert torch.equal(patient, third)
+    assert not torch.allclose(patient, second)

@@ -27,9 +27,10 @@ from torch import Tensor
 
 from robustmerge_kit import execute as room
 from robustmerge_kit.errors import InputError, PlanError
-from robustmerge_kit.execute import Resources, execute
+from robustmerge_kit.execute import execute
 from robustmerge_kit.merge import prepare
 from robustmerge_kit.plan import Plan, SiteStep
+from robustmerge_kit.resources import Resources
 from robustmerge_kit.shards import TensorRef, TensorSpec
 
 SHAPES = {"q_proj": (12, 10), "k_proj": (12, 10), "up_proj": (30, 10), "down_proj": (10, 30)}
@@ -195,7 +196,9 @@ def test_reading_overlaps_merging(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("stage", ["read", "merge", "write"])
-def test_a_failure_in_any_stage_surfaces_and_leaves_nothing(stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_in_any_stage_surfaces_and_leaves_nothing(
+    stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = write_recipe(tmp_path / "adapter0", write_adapters(tmp_path, 2), "linear")
 
     def boom(*arguments: Any, **options: Any) -> Any:

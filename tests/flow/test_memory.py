@@ -23,9 +23,9 @@ def anonymous() -> int:
 
 def measured(recipe: str, out: str, report: str) -> None:
     """Merge and write down anonymous memory before, and its peak during the merge."""
-    from robustmerge_kit.execute import Resources
     from robustmerge_kit.merge import merge
     from robustmerge_kit.recipe import load_recipe
+    from robustmerge_kit.resources import Resources
 
     torch.set_num_threads(1)
     before, peak, done = anonymous(), 0, threading.Event()

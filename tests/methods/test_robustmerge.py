@@ -124,8 +124,7 @@ def oracle(a, b, coefficients, variant, density, gain, clamp, quantile, normaliz
         scale = settled([losses(x, k) for x, k in zip(b, b_kept, strict=True)])
         b_kept = [[[v * s[i] for v in row] for i, row in enumerate(x)] for x, s in zip(b_kept, scale, strict=True)]
     b_kept = [
-        [[v * c * s[j] for j, v in enumerate(row)] for row in x]
-        for x, c, s in zip(b_kept, coefficients, ranks, strict=True)
+        [[v * c * s[j] for j, v in enumerate(row)] for row in x] for x, c, s in zip(b_kept, coefficients, ranks, strict=True)
     ]
     a_t = [torch.tensor(x, dtype=torch.float64) for x in a_kept]
     b_t = [torch.tensor(x, dtype=torch.float64) for x in b_kept]

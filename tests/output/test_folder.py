@@ -179,7 +179,9 @@ def test_without_out_the_recipe_says_where(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("name", ["has/slash", "..", "."])
-def test_a_name_that_is_no_folder_name_does_not_lead_elsewhere(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_is_no_folder_name_does_not_lead_elsewhere(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     adapters = write_adapters(tmp_path / "inputs", 2)
     recipe = write_recipe(tmp_path, adapters, name=name)
     (tmp_path / "work").mkdir()
@@ -327,7 +329,11 @@ def test_a_name_too_long_is_refused_with_its_reason(length: int, recipe: Path, p
 
 
 def test_an_exception_inside_removes_the_stage(place: Path) -> None:
-    with pytest.raises(RuntimeError, match="boom"), staged(place / "out", False) as stage:
-        (stage / "file").write_text("new")
-        raise RuntimeError("boom")
+    def fill() -> None:
+        with staged(place / "out", False) as stage:
+            (stage / "file").write_text("new")
+            raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError, match="boom"):
+        fill()
     assert list(place.iterdir()) == []

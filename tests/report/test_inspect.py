@@ -115,6 +115,8 @@ def test_a_zero_site_is_named(tmp_path: Path) -> None:
     assert found.warnings == ("1 of 4 sites have a zero update (first model.layers.1.up_proj)",)
     assert found.totals is not None
     assert (found.totals.zero_rows_a, found.totals.zero_columns_b, found.totals.zero_sites) == (4, 0, 1)
+    assert found.totals.effective_rank is not None
+    assert found.totals.effective_rank.least > 1
 
 
 def test_nothing_depends_on_the_number_of_workers(tmp_path: Path) -> None:

@@ -1,0 +1,43 @@
+"""What is measured while a plan is executed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class SiteReport:
+    """What the receipt says of a site. `zero` are recipe positions of adapters whose delta is zero there."""
+
+    site: str
+    method: str
+    rank: int
+    retained: float
+    norm: float
+    rounding: float
+    zero: tuple[int, ...]
+
+
+@dataclass
+class Outcome:
+    """What was measured on the way; filled by one thread."""
+
+    sites: list[SiteReport] = field(default_factory=list[SiteReport])
+    norm2: float = 0.0
+    error2: float = 0.0
+    kept2: float = 0.0
+    full2: float = 0.0
+    peak_in_flight: int = 0
+    seconds: float = 0.0
+    notes: list[str] = field(default_factory=list[str])
+
+    @property
+    def rounding(self) -> float:
+        """Relative error that rounding to the output dtype causes, over all sites."""
+        return math.sqrt(self.error2 / self.norm2) if self.norm2 > 0 else 0.0
+
+    @property
+    def retained(self) -> float:
+        """Share of the squared norm that truncation kept, over all sites."""
+        return self.kept2 / self.full2 if self.full2 > 0 else 1.0
