@@ -41,8 +41,10 @@ class Page:
 
     @cached_property
     def code(self) -> list[str]:
-        """Every line of a fenced block and every piece of inline code."""
-        return [*re.findall(r"`([^`\n]+)`", self.prose), *(line for block in self.blocks for line in block.text.splitlines())]
+        """Every line of a fenced block and every piece of inline code; a `text` block is prose that holds inline code."""
+        prose = "\n".join([self.prose, *(block.text for block in self.blocks if block.language == "text")])
+        lines = (line for block in self.blocks if block.language != "text" for line in block.text.splitlines())
+        return [*re.findall(r"`([^`\n]+)`", prose), *lines]
 
     @cached_property
     def links(self) -> list[str]:
