@@ -14,7 +14,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from .adapters import check_values
+from .adapters import check_values, find_zeros
 from .draws import KeyedDraws
 from .errors import InputError, PlanError
 from .factors import FactorStack, LowRank, Weights
@@ -324,25 +324,26 @@ class _Runner:
 
 
 def _batch(tensors: list[Tensor], device: torch.device) -> Tensor:
-    moved = [tensor.to(device, non_blocking=True) for tensor in tensors]
+    moved = [tensor if tensor.device == device else tensor.to(device, non_blocking=True) for tensor in tensors]
     return moved[0] if len(moved) == 1 else torch.stack(moved)
 
 
 def _groups(steps: Sequence[SiteStep], loaded: Sequence[Factors]) -> list[list[_Site]]:
     """Check the values read and split a batch by which adapters are zero, since a zero delta leaves the stack."""
+    named = [
+        (ref.where, values)
+        for step, factors in zip(steps, loaded, strict=True)
+        for member, pair in zip(step.members, factors, strict=True)
+        for ref, values in zip((member.factors.a, member.factors.b), pair, strict=True)
+    ]
+    zeros = iter(find_zeros(named))
     groups: dict[tuple[int, ...], list[_Site]] = defaultdict(list)
     for step, factors in zip(steps, loaded, strict=True):
-        present = tuple(i for i, member in enumerate(step.members) if not _is_zero(member.factors.a.where, factors[i], step, i))
+        zero = [any([next(zeros), next(zeros)]) for _ in step.members]
+        keeps_zero = getattr(step.method, "keeps_zero", False)
+        present = tuple(i for i, is_zero in enumerate(zero) if keeps_zero or not is_zero)
         groups[present].append(_Site(step, present, factors))
     return list(groups.values())
-
-
-def _is_zero(where: str, factors: tuple[Tensor, Tensor], step: SiteStep, index: int) -> bool:
-    member = step.members[index]
-    a_zero = check_values(member.factors.a.where, factors[0])
-    b_zero = check_values(member.factors.b.where, factors[1])
-    keeps_zero = getattr(step.method, "keeps_zero", False)
-    return (a_zero or b_zero) and not keeps_zero
 
 
 def _merge_extra(step: ExtraStep, values: list[Tensor]) -> Tensor:

@@ -18,7 +18,7 @@ class Hashing:
         self._inputs = inputs
         self._paths = sorted({path for adapter in inputs.adapters for path in adapter.files})
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rmkit-hash")
-        self._future: Future[Mapping[Path, FileDigest]] = self._pool.submit(digest, self._paths)
+        self._future: Future[Mapping[Path, FileDigest]] = self._pool.submit(digest, self._paths, background=True)
 
     def __enter__(self) -> Hashing:
         return self

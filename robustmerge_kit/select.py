@@ -26,18 +26,6 @@ def kth_magnitude(x: Float[Tensor, "*batch m"], k: int) -> Float[Tensor, "*batch
     return patterns[..., k - 1].clone().view(wide).to(x.dtype)
 
 
-def select_magnitude(magnitudes: Float[Tensor, "*batch m"], k: int) -> Float[Tensor, "*batch"]:
-    """The k-th smallest of values that are not negative; on CPU they are reordered, which saves a copy.
-
-    Shapes: (..., m) contiguous float32 or float64 -> (...).
-    """
-    if magnitudes.device.type != "cpu":
-        return magnitudes.kthvalue(k, dim=-1).values
-    integer = torch.int64 if magnitudes.dtype == torch.float64 else torch.int32
-    magnitudes.view(integer).numpy().partition(k - 1, axis=-1)
-    return magnitudes[..., k - 1].clone()
-
-
 def magnitude_pattern(x: Float[Tensor, "*shape"]) -> Tensor:
     """The bits of |x| read as an integer, which grows with |x|: a new tensor.
 

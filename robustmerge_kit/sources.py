@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -85,13 +86,14 @@ def resolve_all(references: Sequence[str], place: Path) -> tuple[Source, ...]:
     return tuple(source for one in references if isinstance(source := found[one], Source))
 
 
-def digest(paths: Iterable[Path]) -> dict[Path, FileDigest]:
-    """Size and sha256 of files, each read once, several side by side.
+def digest(paths: Iterable[Path], background: bool = False) -> dict[Path, FileDigest]:
+    """Size and sha256 of files, each read once, several side by side; in the `background` other threads go first.
 
     Raises: InputError when a file cannot be read.
     """
     unique = list(dict.fromkeys(paths))
-    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1, max(1, len(unique)))) as pool:
+    threads = min(4, os.cpu_count() or 1, max(1, len(unique)))
+    with ThreadPoolExecutor(threads, initializer=_step_back if background else None) as pool:
         return dict(zip(unique, pool.map(_digest_one, unique), strict=True))
 
 
@@ -165,6 +167,11 @@ def _inside(subfolder: str, reference: str) -> str:
     if pure.is_absolute() or _DRIVE.match(subfolder) or ".." in pure.parts:
         raise InputError(f"the subfolder {subfolder!r} leads outside of its folder", where=reference)
     return "" if str(pure) == "." else str(pure)
+
+
+def _step_back() -> None:
+    """Lower the priority of the calling thread, which Linux keeps for each thread."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
 def _digest_one(path: Path) -> FileDigest:

@@ -2,7 +2,7 @@
 
 from .adapter import Adapter, Extra, ExtraKind, Layout, SiteFactors, SiteKind
 from .align import align, base_name
-from .check import check_values
+from .check import check_values, find_zeros
 from .opened import read_json
 from .read import read_adapter
 
@@ -16,6 +16,7 @@ __all__ = [
     "align",
     "base_name",
     "check_values",
+    "find_zeros",
     "read_adapter",
     "read_json",
 ]

@@ -60,6 +60,8 @@ class SiteFactors:
         a, b = self.a.read(), self.b.read()
         if self.transposed:
             return a.T.contiguous(), b.T.contiguous()
+        if a.ndim == b.ndim == 2:
+            return a, b
         return a.reshape(self.rank, self.d_in), b.reshape(self.d_out, self.rank)
 
 

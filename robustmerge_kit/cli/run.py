@@ -66,9 +66,10 @@ def run(
     loaded = _seeded(load_recipe(recipe), random_seed)
     from ..merge import merge
     from ..output import summary
-    from ..resources import Resources, pick_device
+    from ..resources import Resources, pick_device, tune_process
     from .progress import Progress
 
+    tune_process()
     chosen = pick_device(device)
     resources = Resources(chosen, workers or _default_workers(chosen), memory, gpu_memory)
     progress = Progress(quiet)

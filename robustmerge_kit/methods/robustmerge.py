@@ -31,16 +31,16 @@ Source: arXiv 2502.17159 (NeurIPS 2025), Eq. 2 to 5; AuroraZengfh/RobustMerge 12
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
+import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from ..factors import FactorStack, LowRank
 from ..method import Draws, Factor, Params
-from ..select import select_magnitude
 
 Density = Annotated[float, Field(gt=0, le=1)]
 
@@ -72,101 +72,129 @@ def merge_robust(stack: FactorStack, params: RobustMerge, draws: Draws) -> LowRa
     Shapes: stack of n adapters -> b (..., d_out, k), a (..., k, d_in) with k = R for `paper`, else max r_t.
     Source: arXiv 2502.17159.
     """
-    scores = _scores(stack, params, draws) if params.prune and params.criterion != "magnitude" else None
-    densities = params.each("density", len(stack)) if params.prune else (1.0,) * len(stack)
-    a_pruned = (
-        _Pruned(a.to(stack.dtype), density, scores and scores.a[t])
-        for t, (a, density) in enumerate(zip(stack.a, densities, strict=True))
-    )
-    b_pruned = (
-        _Pruned(b.to(stack.dtype), density, scores and scores.b[t])
-        for t, (b, density) in enumerate(zip(stack.b, densities, strict=True))
-    )
-    a_merged = _Collected(params.variant, -2)
-    rank_losses: list[Tensor] = []
-    if params.scaling in ("A", "A+B"):
-        held = list(a_pruned)
-        for kept, scale in zip(held, _scales([kept.loss(-2) for kept in held], params), strict=True):
-            a_merged.add(kept.values * scale[..., None, :])
-    else:
-        for kept in a_pruned:
-            rank_losses.append(kept.loss(-1) if params.scaling == "inter" else torch.ones_like(kept.values[..., 0]))
-            a_merged.add(kept.values)
-    factors = [torch.as_tensor(c, dtype=stack.dtype, device=stack.b[0].device) * params.gain for c in stack.coefficients]
-    b_merged = _Collected(params.variant, -1)
-    if params.scaling in ("B", "A+B"):
-        held = list(b_pruned)
-        for kept, scale, factor in zip(held, _scales([kept.loss(-1) for kept in held], params), factors, strict=True):
-            b_merged.add(kept.values * scale[..., :, None], factor[..., None, None])
-    elif params.scaling == "A":
-        for kept, factor in zip(b_pruned, factors, strict=True):
-            b_merged.add(kept.values, factor[..., None, None])
-    else:
-        for kept, scale, factor in zip(b_pruned, _scales(rank_losses, params), factors, strict=True):
-            b_merged.add(kept.values, (scale * factor[..., None])[..., None, :])
+    scores = _scores(stack, params, draws)
+    a_axis = {"inter": -1, "A": -2, "A+B": -2}.get(params.scaling)
+    b_axis = {"B": -1, "A+B": -1}.get(params.scaling)
+    a_merged, a_losses = _Collected(params.variant, -2, apart=a_axis == -2), list[_Loss]()
+    for kept, loss in _prune_each(stack.a, stack.dtype, params, a_axis, scores and scores.a):
+        a_merged.add(kept)
+        a_losses.append(loss)
+    ranks = [
+        torch.as_tensor(c * params.gain, dtype=stack.dtype, device=stack.b[0].device)[..., None] for c in stack.coefficients
+    ]
+    if params.scaling in ("inter", "none"):
+        ranks = [rank * scale for rank, scale in zip(ranks, _scales(a_losses, params), strict=True)]
+    b_merged, b_losses = _Collected(params.variant, -1, apart=b_axis is not None), list[_Loss]()
+    for rank, (kept, loss) in zip(ranks, _prune_each(stack.b, stack.dtype, params, b_axis, scores and scores.b), strict=True):
+        b_merged.add(kept, rank[..., None, :])
+        b_losses.append(loss)
+    if a_axis == -2:
+        a_merged.scale([scale[..., None, :] for scale in _scales(a_losses, params)])
+    if b_axis is not None:
+        b_merged.scale([scale[..., :, None] for scale in _scales(b_losses, params)])
     a = a_merged.result()
     return LowRank(b=b_merged.result(), a=a * params.gain if params.variant == "official" else a)
 
 
 class _Collected:
-    """What the adapters' factors become: joined along the rank axis for `paper`, else added index by index."""
+    """What the adapters' factors become: joined along the rank axis for `paper`, else added index by index.
 
-    def __init__(self, variant: str, axis: int) -> None:
+    apart: parts are kept apart until the end, because `scale` will be called.
+    """
+
+    def __init__(self, variant: str, axis: int, apart: bool) -> None:
         self._joins = variant == "paper"
+        self._apart = self._joins or apart
         self._axis = axis
         self._parts: list[Tensor] = []
 
     def add(self, values: Tensor, scale: Tensor | None = None) -> None:
-        """Take the next adapter's factor times `scale`; an adapter of smaller rank counts as padded with zeros."""
-        if self._joins or not self._parts:
+        """Take the next adapter's factor, times `scale`; the values are copied."""
+        if self._apart or not self._parts:
             self._parts.append(values.clone() if scale is None else values * scale)
-            return
-        total = self._parts[0]
-        missing = values.shape[self._axis] - total.shape[self._axis]
-        if missing > 0:
-            padding = (0, missing) if self._axis == -1 else (0, 0, 0, missing)
-            total = self._parts[0] = torch.nn.functional.pad(total, padding)
-        part = total.narrow(self._axis, 0, values.shape[self._axis])
-        if scale is None:
-            part.add_(values)
         else:
-            part.addcmul_(values, scale)
+            self._parts[0] = _add(self._parts[0], values, scale, self._axis)
+
+    def scale(self, scales: Sequence[Tensor]) -> None:
+        """Multiply every adapter's factor by its own scale."""
+        self._parts = [part * scale for part, scale in zip(self._parts, scales, strict=True)]
 
     def result(self) -> Tensor:
         """The merged factor."""
-        return self._parts[0] if len(self._parts) == 1 else torch.cat(self._parts, dim=self._axis)
+        if self._joins:
+            return torch.cat(self._parts, dim=self._axis)
+        total = self._parts[0]
+        for part in self._parts[1:]:
+            total = _add(total, part, None, self._axis)
+        return total
 
 
-class _Pruned:
-    """A pruned factor, and what pruning took from each row or column.
+def _add(total: Tensor, values: Tensor, scale: Tensor | None, axis: int) -> Tensor:
+    """Add values * scale to total, in place where lengths along `axis` allow; the shorter one counts as padded with zeros."""
+    missing = values.shape[axis] - total.shape[axis]
+    if missing > 0:
+        total = torch.nn.functional.pad(total, (0, missing) if axis == -1 else (0, 0, 0, missing))
+    part = total if missing == 0 else total.narrow(axis, 0, values.shape[axis])
+    if scale is None:
+        part.add_(values)
+    else:
+        part.addcmul_(values, scale)
+    return total
+
+
+class _Loss(NamedTuple):
+    """Sums of magnitudes along an axis, before pruning and after it; (..., size). Ones where no axis is looked along."""
+
+    full: Tensor
+    rest: Tensor
+
+
+def _prune_each(
+    factors: Sequence[Tensor], dtype: torch.dtype, params: RobustMerge, axis: int | None, scores: list[Tensor] | None
+) -> Iterator[tuple[Tensor, _Loss]]:
+    """Prune one factor after the other; each result is valid until the next one is asked for.
 
     B is pruned without its coefficient: a factor common to all entries cannot move the mask.
     """
-
-    def __init__(self, x: Tensor, density: float, score: Tensor | None) -> None:
-        self._before = x
-        k = _cut(x, density)
+    scratch = _Scratch(factors[0], dtype)
+    for t, (x, density) in enumerate(zip(factors, params.each("density", len(factors)), strict=True)):
+        if scratch.values.shape != x.shape:
+            scratch = _Scratch(x, dtype)
+        values = scratch.values.copy_(x)
+        magnitudes = torch.abs(values, out=scratch.magnitudes)
+        full = scratch.ones if axis is None else magnitudes.sum(axis)
+        k = int(x.shape[-2] * x.shape[-1] * (1 - density)) if params.prune else 0
         if k == 0:
-            self.values = x
-        elif score is not None:
-            threshold = score.flatten(-2).kthvalue(k, dim=-1).values
-            self.values = torch.where(score >= threshold[..., None, None], x, 0.0)
+            yield values, _Loss(full, full)
+            continue
+        if scores is None:
+            scratch.keep_largest(k)
         else:
-            threshold = select_magnitude(x.abs().flatten(-2), k)
-            if x.ndim == 2:
-                below = torch.nextafter(threshold, torch.zeros_like(threshold))
-                self.values = torch.nn.functional.hardshrink(x, float(below))
-            else:
-                self.values = torch.where(x.abs() >= threshold[..., None, None], x, 0.0)
-
-    def loss(self, axis: int) -> Tensor:
-        """Sum of magnitudes along `axis` before pruning over the sum after it; inf where nothing is left."""
-        rest = self.values.abs().sum(axis)
-        return torch.where(rest > 0, self._before.abs().sum(axis) / rest, torch.inf)
+            threshold = scores[t].flatten(-2).kthvalue(k, dim=-1).values
+            values *= scores[t] >= threshold[..., None, None]
+        yield values, _Loss(full, full if axis is None else torch.abs(values, out=magnitudes).sum(axis))
 
 
-def _cut(x: Tensor, density: float) -> int:
-    return int(x.shape[-2] * x.shape[-1] * (1 - density))
+class _Scratch:
+    """Two buffers that all factors of one shape pass through, so that they stay in the processor's caches."""
+
+    def __init__(self, like: Tensor, dtype: torch.dtype) -> None:
+        self.values = torch.empty(like.shape, dtype=dtype, device=like.device)
+        self.magnitudes = torch.empty_like(self.values)
+        self.ones = self.values.new_ones(like.shape[:-1])
+        self._flat = self.magnitudes.view(-1).numpy() if like.ndim == 2 and like.device.type == "cpu" else None
+
+    def keep_largest(self, k: int) -> None:
+        """Zero the values below the k-th smallest magnitude, in place; the magnitudes are used up."""
+        if self._flat is None:
+            threshold = self.magnitudes.flatten(-2).kthvalue(k, dim=-1).values
+            self.values *= self.values.abs() >= threshold[..., None, None]
+            return
+        # Magnitudes sort like the integers of their bits, for which NumPy has the fastest selection.
+        self._flat.view(f"i{self._flat.itemsize}").partition(k - 1)
+        # One pass instead of a mask: hardshrink zeroes what is not greater than its bound, the float below the threshold.
+        bound = np.nextafter(self._flat[k - 1], self._flat.dtype.type(0))
+        torch.hardshrink(self.values, float(bound), out=self.values)
 
 
 class _Scores(NamedTuple):
@@ -176,8 +204,10 @@ class _Scores(NamedTuple):
     b: list[Tensor]
 
 
-def _scores(stack: FactorStack, params: RobustMerge, draws: Draws) -> _Scores:
-    """Scores of the ablation criteria."""
+def _scores(stack: FactorStack, params: RobustMerge, draws: Draws) -> _Scores | None:
+    """What the ablation criteria keep entries by; None: their magnitude."""
+    if not params.prune or params.criterion == "magnitude":
+        return None
     if params.criterion == "random":
         return _Scores(
             [draws.uniform(t, "robustmerge prune A", x) for t, x in enumerate(stack.a)],
@@ -185,21 +215,18 @@ def _scores(stack: FactorStack, params: RobustMerge, draws: Draws) -> _Scores:
         )
     a = [stack.folded_a(t) for t in range(len(stack))]
     b = [stack.folded_b(t) for t in range(len(stack))]
-    return _Scores(_agreement(a, _sum(a, -2), -2), _agreement(b, _sum(b, -1), -1))
+    return _Scores(_agreement(a, -2), _agreement(b, -1))
 
 
-def _sum(parts: Sequence[Tensor], axis: int) -> Tensor:
-    total = _Collected("sum", axis)
+def _agreement(parts: Sequence[Tensor], axis: int) -> list[Tensor]:
+    """A score that puts entries of the sum's sign before all others, larger magnitudes first within both groups."""
+    total = _Collected("sum", axis, apart=False)
     for part in parts:
         total.add(part)
-    return total.result()
-
-
-def _agreement(parts: Sequence[Tensor], total: Tensor, axis: int) -> list[Tensor]:
-    """A score that puts entries of the total's sign before all others, larger magnitudes first within both groups."""
+    signs = total.result().sign()
     scores: list[Tensor] = []
     for x in parts:
-        sign = total.narrow(axis, 0, x.shape[axis]).sign()
+        sign = signs.narrow(axis, 0, x.shape[axis])
         relative = x.double().abs() / x.double().abs().amax(dim=(-2, -1), keepdim=True).clamp_min(
             torch.finfo(torch.double).tiny
         )
@@ -207,22 +234,27 @@ def _agreement(parts: Sequence[Tensor], total: Tensor, axis: int) -> list[Tensor
     return scores
 
 
-def _scales(losses: Sequence[Tensor], params: RobustMerge) -> list[Tensor]:
-    """S_t of all adapters, clamped and normalised over the adapters that have the index."""
-    sizes = [loss.shape[-1] for loss in losses]
-    longest = max(sizes)
-    joined = torch.stack(
-        [torch.nn.functional.pad(loss, (0, longest - size)) for loss, size in zip(losses, sizes, strict=True)], -2
-    )
-    exists = torch.arange(longest, device=joined.device) < torch.tensor(sizes, device=joined.device)[:, None]
-    finite = joined.isfinite() & exists
-    scales = torch.where(finite, joined, 1.0)
+def _scales(losses: Sequence[_Loss], params: RobustMerge) -> Sequence[Tensor]:
+    """S_t of all adapters, clamped, and normalised over the adapters that have the index.
+
+    An index that pruning emptied counts as unpruned.
+    """
+    sizes = [loss.full.shape[-1] for loss in losses]
+    full, rest = (_stack_padded(parts, max(sizes)) for parts in zip(*losses, strict=True))
+    finite = rest > 0
+    scales = torch.where(finite, full / rest, 1.0)
     if params.clamp:
         scales = _clamp(scales, finite, params.clamp_quantile)
-    scales = torch.where(exists, scales, 0.0)
+    if min(sizes) < max(sizes):
+        exists = torch.arange(max(sizes), device=full.device) < torch.tensor(sizes, device=full.device)[:, None]
+        scales = torch.where(exists, scales, 0.0)
     if params.normalize:
         scales = scales / scales.sum(-2, keepdim=True)
-    return [scales[..., t, :size] for t, size in enumerate(sizes)]
+    return [scale[..., :size] for scale, size in zip(scales.unbind(-2), sizes, strict=True)]
+
+
+def _stack_padded(parts: Sequence[Tensor], size: int) -> Tensor:
+    return torch.stack([torch.nn.functional.pad(x, (0, size - x.shape[-1])) if x.shape[-1] < size else x for x in parts], -2)
 
 
 def _clamp(scales: Tensor, finite: Tensor, quantile: float) -> Tensor:

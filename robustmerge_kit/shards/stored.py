@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from .impostors import AGAIN, refuse_impostor
-from .tensors import CODES, Shard, TensorRef, TensorSpec, bytes_of
+from .tensors import CODES, Shard, TensorRef, TensorSpec
 
 if TYPE_CHECKING:
     import torch
@@ -77,15 +77,19 @@ class _StoredTensor:
         return f"{self.path}: tensor {self.spec.name}"
 
     def read(self) -> torch.Tensor:
+        import numpy
         import torch
 
-        out = torch.empty(self.spec.shape, dtype=getattr(torch, self.spec.dtype))
-        if self.spec.nbytes:
-            try:
-                self.file.read_into(bytes_of(out), self.offset)
-            except OSError as error:
-                raise InputError(f"cannot be read: {error.strerror}", where=self.where) from error
-        return out
+        dtype = getattr(torch, self.spec.dtype)
+        if not self.spec.nbytes:
+            return torch.empty(self.spec.shape, dtype=dtype)
+        # A NumPy buffer, since every call of torch hands the interpreter to another thread and back.
+        buffer = numpy.empty(self.spec.nbytes, numpy.uint8)
+        try:
+            self.file.read_into(memoryview(buffer), self.offset)
+        except OSError as error:
+            raise InputError(f"cannot be read: {error.strerror}", where=self.where) from error
+        return torch.frombuffer(buffer, dtype=dtype).view(self.spec.shape)
 
 
 def open_safetensors(path: Path) -> Shard:
