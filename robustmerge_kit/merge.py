@@ -13,7 +13,7 @@ from .execute import Observe, execute, survey_spectra
 from .hashing import Hashing
 from .outcome import Outcome
 from .output import AdapterFiles, Receipt, check_free, describe, staged, write_card
-from .plan import Inputs, Plan, check_output_name, choose_ranks, gather, make_plan
+from .plan import Inputs, Plan, check_output_name, gather, make_plan, settle_ranks
 from .recipe import Recipe, load_recipe
 from .resources import Resources
 from .sources import digest
@@ -49,7 +49,7 @@ def merge(
         planned(plan)
         clock.lap("plan")
         identities = hashing.identities() if plan.random else [adapter.label for adapter in plan.adapters]
-        plan = settle_ranks(plan, identities, resources)
+        plan = decide_ranks(plan, identities, resources)
         clock.lap("ranks")
         with staged(target, overwrite) as stage:
             content = _write(plan, stage, target.name if card else None, identities, resources, hashing, clock, observe)
@@ -71,12 +71,11 @@ def prepare(recipe: Path, out: Path | None = None) -> Plan:
     return plan
 
 
-def settle_ranks(plan: Plan, identities: list[str], resources: Resources) -> Plan:
+def decide_ranks(plan: Plan, identities: list[str], resources: Resources) -> Plan:
     """The plan with every site's rank decided; reads the inputs once more where ranks depend on singular values."""
     if not plan.rank_depends_on_data:
         return plan
-    spectra = survey_spectra(plan, identities, resources)
-    return plan.with_ranks(choose_ranks(plan, spectra))
+    return settle_ranks(plan, survey_spectra(plan, identities, resources))
 
 
 def _write(

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.option("--memory", type=Size(), default="512MB", show_default=True, help="Tensors in flight, at most.")
 @click.option("--gpu-memory", type=Size(), default=None, help="Device memory to use, at most.  [default: 80 % of what is free]")
 @click.option("--random-seed", type=int, default=None, help="Seed, when the recipe sets none.")
-@click.option("--restart", is_flag=True, help="Discard what an interrupted run left.")
+@click.option("--restart", is_flag=True, help="Start afresh; merges into an adapter always do.")
 @click.option("--transformers-cache", type=click.Path(path_type=Path), default=None, help="Cache folder for Hub downloads.")
 @click.option("--write-model-card/--no-write-model-card", "card", default=True, help="Write README.md beside the weights.")
 @click.option("-v", "--verbose", is_flag=True, help="List every note and every site.")

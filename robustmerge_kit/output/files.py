@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..errors import OutputError
@@ -24,8 +25,11 @@ class AdapterFiles:
         self._plan = plan
         self._files: dict[str, tuple[TensorSpec, ...]] = {}
         target = plan.target
+        alphas = {target.alpha_name(step.model): step.width for step in plan.steps} if target.alpha_name else {}
+        alpha_specs = [TensorSpec(name, "float32", ()) for name in alphas]
         if target.extras is None:
-            self._files[target.weights] = tuple(sorted((*plan.factor_specs, *plan.extra_specs), key=lambda spec: spec.name))
+            specs = (*plan.factor_specs, *plan.extra_specs, *alpha_specs)
+            self._files[target.weights] = tuple(sorted(specs, key=lambda spec: spec.name))
         else:
             self._files[target.weights] = plan.factor_specs
             self._files[target.extras] = plan.extra_specs
@@ -39,6 +43,8 @@ class AdapterFiles:
                 raise
             self._writers[name] = writer
             self._writer_of |= dict.fromkeys((spec.name for spec in specs), writer)
+        for name, rank in alphas.items():
+            self.write(name, torch.tensor(float(rank)))
 
     def write(self, name: str, tensor: Tensor) -> None:
         """Store one planned tensor."""

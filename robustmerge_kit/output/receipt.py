@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import __version__
 from ..outcome import Outcome
-from ..plan import Plan
+from ..plan import Plan, serving_hint
 from ..resources import Resources
 from ..sources import FileDigest
 
@@ -71,6 +71,7 @@ def describe(
             "rank": plan.rank,
             "files": [{"name": name, **asdict(digest)} for name, digest in sorted(written.items())],
         },
+        "serving": serving_hint(plan),
         "totals": {
             "sites": len(outcome.sites),
             "retained_energy": outcome.retained,
@@ -137,4 +138,6 @@ def summary(content: Mapping[str, Any], folder: Path) -> Sequence[str]:
             f"warning: the rank limit loses {1 - totals['retained_energy']:.1%} of the merged update; "
             "raise output.rank to keep more"
         )
+    if content["serving"]:
+        lines.append(content["serving"].replace("FOLDER", str(folder)))
     return lines

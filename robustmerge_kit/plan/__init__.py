@@ -3,7 +3,8 @@
 from .build import make_plan
 from .gather import Inputs, gather, labels
 from .llava import check_output_name
-from .ranks import choose_ranks
+from .profiles import serving_hint
+from .ranks import choose_ranks, settle_ranks
 from .steps import ExtraStep, Member, Plan, SiteStep
 from .targets import Target
 
@@ -19,4 +20,6 @@ __all__ = [
     "gather",
     "labels",
     "make_plan",
+    "serving_hint",
+    "settle_ranks",
 ]

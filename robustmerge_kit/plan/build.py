@@ -17,6 +17,7 @@ from ..transforms import Post
 from .extras import plan_extras
 from .legality import resolve_post, resolve_pre, resolve_space
 from .llava import llava_target
+from .profiles import check_profile, served_rank
 from .steps import Member, Plan, SiteStep
 from .targets import Target, peft, same
 
@@ -26,6 +27,11 @@ def make_plan(recipe: Recipe, adapters: Sequence[Adapter], notes: Sequence[str] 
 
     Raises: PlanError (all problems at once) when recipe and inputs do not fit together.
     """
+    if recipe.output.kind == "model":
+        raise PlanError(
+            "output.kind: model is not available in this version, only adapters are written",
+            hint="write an adapter and fold it with PEFT's merge_and_unload",
+        )
     target = _target(recipe, adapters)
     dtype = recipe.output.dtype or _widest(adapters)
     sites = sorted({site for adapter in adapters for site in adapter.sites})
@@ -49,7 +55,7 @@ def make_plan(recipe: Recipe, adapters: Sequence[Adapter], notes: Sequence[str] 
     if not steps:
         raise PlanError("every weight is 0: there is nothing to merge", hint="give at least one adapter a weight")
     extras, dropped = plan_extras(recipe, adapters, target, recipe.output.dtype)
-    return Plan(
+    plan = Plan(
         recipe=recipe,
         adapters=tuple(adapters),
         target=target,
@@ -59,6 +65,8 @@ def make_plan(recipe: Recipe, adapters: Sequence[Adapter], notes: Sequence[str] 
         dropped=dropped,
         notes=(*recipe.notes, *notes, *(f"{adapter.label}: {note}" for adapter in adapters for note in adapter.notes)),
     )
+    check_profile(plan)
+    return plan
 
 
 class _Settler:
@@ -183,7 +191,7 @@ def _with_width(steps: Sequence[SiteStep], recipe: Recipe) -> tuple[SiteStep, ..
     """Pad every site to one rank: the recipe's, else the largest that occurs."""
     rule = recipe.output.rank
     own = {step.site: step.full_rank if step.cut is None else step.cut for step in steps}
-    widest = max(max(own.values()), rule if isinstance(rule, int) else 0)
+    widest = served_rank(recipe.output.for_, max(max(own.values()), rule if isinstance(rule, int) else 0))
     return tuple(replace(step, width=widest if recipe.output.uniform else own[step.site]) for step in steps)
 
 
@@ -206,7 +214,7 @@ def _target(recipe: Recipe, adapters: Sequence[Adapter]) -> Target:
             return llava_target(recipe, adapters)
         if len(layouts) > 1 or layouts == {"mlx"}:
             raise PlanError(f"format: same cannot write {' and '.join(sorted(layouts))} inputs", hint="use format: peft")
-        return same(adapters[0].sites[next(iter(adapters[0].sites))].a.path.name, configured=False)
+        return same(adapters[0].sites[next(iter(adapters[0].sites))].a.path.name, alphas=layouts == {"kohya"})
     if unnamed:
         layout = unnamed.pop()
         reason = {

@@ -8,7 +8,17 @@ from torch import Tensor
 
 from ..ranks import energy_rank, spend_budget
 from ..recipe import BudgetRank, EnergyRank
+from .profiles import served_rank
 from .steps import Plan
+
+
+def settle_ranks(plan: Plan, spectra: Mapping[str, Tensor]) -> Plan:
+    """The plan once the singular values are known.
+
+    Raises: PlanError when the serving program takes no rank that large.
+    """
+    ranks = choose_ranks(plan, spectra)
+    return plan.with_ranks(ranks, served_rank(plan.recipe.output.for_, max(ranks.values())))
 
 
 def choose_ranks(plan: Plan, spectra: Mapping[str, Tensor]) -> dict[str, int]:

@@ -171,9 +171,8 @@ class Plan:
         """Whether random numbers are drawn anywhere, so that the inputs' identities matter."""
         return any(step.dense or step.method.random(step.params) for step in self.steps)
 
-    def with_ranks(self, cuts: Mapping[str, int]) -> Plan:
-        """The plan once the rank of every site is known; padded to the largest unless the recipe says otherwise."""
-        widest = max(cuts.values())
+    def with_ranks(self, cuts: Mapping[str, int], widest: int) -> Plan:
+        """The plan once the rank of every site is known; padded to `widest` unless the recipe says otherwise."""
         return replace(
             self,
             steps=tuple(

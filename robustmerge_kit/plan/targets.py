@@ -15,7 +15,7 @@ class Target:
 
     factor_names: (site, factors of an input) -> names of A and B in the file. extra_name: module path -> name in the file.
     weights: file of the LoRA tensors. extras: file of the other tensors, None: they lie in the same file.
-    alphas: a scalar per site says the rank again, as kohya's tools expect.
+    alpha_name: name of a scalar per site that holds alpha, which is the rank, as kohya's tools expect it.
     """
 
     layout: Literal["peft", "llava", "same"]
@@ -24,6 +24,7 @@ class Target:
     weights: str
     extras: str | None = None
     configured: bool = True
+    alpha_name: Callable[[SiteFactors], str] | None = None
 
 
 def _peft_names(site: str, factors: SiteFactors) -> tuple[str, str]:
@@ -34,6 +35,10 @@ def _peft_names(site: str, factors: SiteFactors) -> tuple[str, str]:
 
 def _stored_names(site: str, factors: SiteFactors) -> tuple[str, str]:
     return factors.a.spec.name, factors.b.spec.name
+
+
+def _kohya_alpha(factors: SiteFactors) -> str:
+    return factors.a.spec.name.removesuffix(".lora_down.weight") + ".alpha"
 
 
 def _peft_extra(name: str) -> str:
@@ -50,6 +55,6 @@ def llava(weights: Literal["safetensors", "bin"] = "bin") -> Target:
     return Target("llava", _peft_names, _peft_extra, f"adapter_model.{weights}", "non_lora_trainables.bin")
 
 
-def same(weights_file: str, configured: bool) -> Target:
+def same(weights_file: str, alphas: bool) -> Target:
     """The layout of the inputs: tensors keep the names they have in the first input that holds the site."""
-    return Target("same", _stored_names, _peft_extra, weights_file, None, configured)
+    return Target("same", _stored_names, _peft_extra, weights_file, None, False, _kohya_alpha if alphas else None)
