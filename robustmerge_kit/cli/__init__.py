@@ -53,8 +53,8 @@ class LazyGroup(click.Group):
 def rmkit() -> None:
     """Merge LoRA adapters of one base model, described by a recipe.
 
-    Exit codes: 0 done, 1 the answer is no, 2 command line or recipe, 3 input, 4 plan, 5 output, 6 plugin, 70 bug,
-    130 interrupted, 143 terminated.
+    Exit codes: 0 done, 2 command line or recipe, 3 input, 4 plan, 5 output, 6 plugin, 70 bug,
+    130 interrupted, 141 output closed early, 143 terminated.
     """
 
 

@@ -11,7 +11,7 @@ from ..adapters import Adapter
 from ..errors import PlanError, RecipeError, RmkitError, raise_all
 from ..method import Method, Params
 from ..methods import find
-from ..recipe import Recipe, SiteSettings, count_layers, effective_settings, resolve_params, stack_name
+from ..recipe import Recipe, SiteSettings, count_layers, effective_settings, resolve_params, same_everywhere, stack_name
 from ..spaces import rank as rank_in_space
 from ..transforms import Post
 from .extras import plan_extras
@@ -38,14 +38,14 @@ def make_plan(recipe: Recipe, adapters: Sequence[Adapter], notes: Sequence[str] 
     _check_missing(recipe, adapters, sites)
     _check_overrides(recipe, sites)
     layers = count_layers(sites)
+    common = effective_settings(recipe, sites[0], 1) if same_everywhere(recipe) else None
     settle = _Settler(recipe)
     steps: list[SiteStep] = []
     errors: dict[str, RmkitError] = {}
     for site in sites:
         try:
-            step = _plan_site(
-                site, recipe, adapters, effective_settings(recipe, site, layers[stack_name(site)]), target, settle
-            )
+            settings = common or effective_settings(recipe, site, layers[stack_name(site)])
+            step = _plan_site(site, recipe, adapters, settings, target, settle)
         except (PlanError, RecipeError) as error:
             errors.setdefault(error.what, error)
             continue

@@ -3,7 +3,7 @@
 from .json_schema import json_schema
 from .load import load_recipe, parse_recipe
 from .schema import AdapterEntry, BudgetRank, EnergyRank, FirstOf, Output, Override, Recipe, SpaceChoice, Step
-from .values import SiteSettings, count_layers, effective_settings, resolve_params, stack_name
+from .values import SiteSettings, count_layers, effective_settings, resolve_params, same_everywhere, stack_name
 from .write import Answer, Found, starter
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "load_recipe",
     "parse_recipe",
     "resolve_params",
+    "same_everywhere",
     "stack_name",
     "starter",
 ]

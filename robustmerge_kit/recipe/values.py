@@ -118,6 +118,12 @@ def matching_override(recipe: Recipe, site: str) -> int | None:
     return next((index for index, override in enumerate(recipe.overrides) if fnmatchcase(site, override.match)), None)
 
 
+def same_everywhere(recipe: Recipe) -> bool:
+    """Whether no setting depends on the site: all values are scalars and there are no overrides."""
+    places = (recipe.parameters, *(entry.parameters for entry in recipe.adapters))
+    return not recipe.overrides and not any(isinstance(value, list | tuple) for place in places for value in place.values())
+
+
 def effective_settings(recipe: Recipe, site: str, layers: int) -> SiteSettings:
     """Method, space, parameters and weights at a site; `layers` is the number of layers of the site's stack.
 
