@@ -41,7 +41,7 @@ def test_vllm_ranks_are_padded_to_the_next_it_accepts(tmp_path, rank, written):
 def test_what_a_program_cannot_load_is_refused(tmp_path, program, adapter, keys, message):
     adapters = [write_adapter(tmp_path / str(i), i, **adapter) for i in range(2)]
     output = {**keys.get("output", {}), "for": program}
-    with pytest.raises(PlanError, match="output.for") as caught:
+    with pytest.raises(PlanError, match=r"output\.for") as caught:
         prepare(write_recipe(tmp_path, adapters, output=output))
     assert message in str(caught.value)
     assert caught.value.hint
@@ -61,5 +61,5 @@ def test_without_a_program_nothing_is_padded_and_a_large_rank_is_pointed_out(tmp
 
 
 def test_folding_is_refused_rather_than_ignored(tmp_path):
-    with pytest.raises(PlanError, match="output.kind: model is not available"):
+    with pytest.raises(PlanError, match=r"output\.kind: model is not available"):
         prepare(write_recipe(tmp_path, write_adapters(tmp_path, 2), output={"kind": "model"}))
