@@ -86,7 +86,7 @@ class _StoredTensor:
         # A NumPy buffer, since every call of torch hands the interpreter to another thread and back.
         buffer = numpy.empty(self.spec.nbytes, numpy.uint8)
         try:
-            self.file.read_into(memoryview(buffer), self.offset)
+            self.file.read_into(buffer.data, self.offset)
         except OSError as error:
             raise InputError(f"cannot be read: {error.strerror}", where=self.where) from error
         return torch.frombuffer(buffer, dtype=dtype).view(self.spec.shape)
