@@ -54,6 +54,7 @@ test: $(VENV)/developing
 
 bench: $(VENV)/developing
 	$(BIN)/python benchmarks/adapter_merge.py
+	$(BIN)/python benchmarks/methods.py
 
 dist: $(VENV)/developing
 	$(BIN)/python -m build --no-isolation --outdir dist .
