@@ -137,7 +137,7 @@ def test_nan_and_infinity_are_shown_not_raised(tmp_path: Path) -> None:
     result = show(good, bad)
     assert result.return_value == 3
     assert f"tensor {name} holds 1 NaN and 2 infinite values; a merge refuses it" in " ".join(result.stdout.split())
-    assert "leave out 1 of 4 sites" in result.stdout
+    assert "leave out 1 of 4 sites" in " ".join(result.stdout.split())
     found = document(good, bad)["adapters"]
     assert [each["usable"] for each in found] == [True, False]
     assert found[1]["not_finite"] == {name: {"nan": 1, "inf": 2}, f"{PREFIX}score.weight": {"nan": 10, "inf": 0}}
@@ -154,8 +154,10 @@ def test_a_broken_adapter_does_not_hide_the_others(tmp_path: Path) -> None:
     rows = result.stdout.splitlines()[:4]
     assert ["cannot be read" in row for row in rows] == [False, True, True, False]
     assert "error     " in result.stdout
-    assert "truncated" in result.stdout
-    assert "no such folder" in result.stdout
+    # Long paths wrap, wherever the temporary folder happens to lie.
+    words = " ".join(result.stdout.split())
+    assert "truncated" in words
+    assert "no such folder" in words
     found = document(cut, tmp_path / "absent", good)["adapters"]
     assert [each["error"] is None for each in found] == [False, False, True]
     assert set(found[0]["error"]) == {"where", "what", "hint"}
