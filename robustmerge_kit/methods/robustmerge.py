@@ -79,19 +79,18 @@ def merge_robust(stack: FactorStack, params: RobustMerge, draws: Draws) -> LowRa
     for kept, loss in _prune_each(stack.a, stack.dtype, params, a_axis, scores and scores.a):
         a_merged.add(kept)
         a_losses.append(loss)
-    ranks = [
-        torch.as_tensor(c * params.gain, dtype=stack.dtype, device=stack.b[0].device)[..., None] for c in stack.coefficients
-    ]
+    columns = _coefficients(stack) * params.gain
     if params.scaling in ("inter", "none"):
-        ranks = [rank * scale for rank, scale in zip(ranks, _scales(a_losses, params), strict=True)]
+        columns = columns * _scales(a_losses, params)
     b_merged, b_losses = _Collected(params.variant, -1, apart=b_axis is not None), list[_Loss]()
-    for rank, (kept, loss) in zip(ranks, _prune_each(stack.b, stack.dtype, params, b_axis, scores and scores.b), strict=True):
-        b_merged.add(kept, rank[..., None, :])
+    b_pruned = _prune_each(stack.b, stack.dtype, params, b_axis, scores and scores.b)
+    for column, (kept, loss) in zip(columns[..., None, :].unbind(-3), b_pruned, strict=True):
+        b_merged.add(kept, column[..., : kept.shape[-1]] if kept.shape[-1] < column.shape[-1] else column)
         b_losses.append(loss)
     if a_axis == -2:
-        a_merged.scale([scale[..., None, :] for scale in _scales(a_losses, params)])
+        a_merged.scale(_scales(a_losses, params)[..., None, :].unbind(-3))
     if b_axis is not None:
-        b_merged.scale([scale[..., :, None] for scale in _scales(b_losses, params)])
+        b_merged.scale(_scales(b_losses, params)[..., None].unbind(-3))
     a = a_merged.result()
     return LowRank(b=b_merged.result(), a=a * params.gain if params.variant == "official" else a)
 
@@ -234,10 +233,20 @@ def _agreement(parts: Sequence[Tensor], axis: int) -> list[Tensor]:
     return scores
 
 
-def _scales(losses: Sequence[_Loss], params: RobustMerge) -> Sequence[Tensor]:
-    """S_t of all adapters, clamped, and normalised over the adapters that have the index.
+def _coefficients(stack: FactorStack) -> Tensor:
+    """The coefficients c_t, (..., n, 1)."""
+    if all(isinstance(c, float | int) for c in stack.coefficients):
+        return torch.tensor(stack.coefficients, dtype=stack.dtype, device=stack.b[0].device)[:, None]
+    each = [torch.as_tensor(c, dtype=stack.dtype, device=stack.b[0].device).expand(stack.batch) for c in stack.coefficients]
+    return torch.stack(each, -1)[..., None]
+
+
+def _scales(losses: Sequence[_Loss], params: RobustMerge) -> Tensor:
+    """S_t of all adapters, clamped, and normalised over the adapters that have the index; 0 where one lacks it.
 
     An index that pruning emptied counts as unpruned.
+
+    Shapes: n losses of (..., size_t) -> (..., n, max size).
     """
     sizes = [loss.full.shape[-1] for loss in losses]
     full, rest = (_stack_padded(parts, max(sizes)) for parts in zip(*losses, strict=True))
@@ -250,7 +259,7 @@ def _scales(losses: Sequence[_Loss], params: RobustMerge) -> Sequence[Tensor]:
         scales = torch.where(exists, scales, 0.0)
     if params.normalize:
         scales = scales / scales.sum(-2, keepdim=True)
-    return [scale[..., :size] for scale, size in zip(scales.unbind(-2), sizes, strict=True)]
+    return scales
 
 
 def _stack_padded(parts: Sequence[Tensor], size: int) -> Tensor:
