@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -171,7 +172,8 @@ def _inside(subfolder: str, reference: str) -> str:
 
 def _step_back() -> None:
     """Lower the priority of the calling thread, which Linux keeps for each thread."""
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
 def _digest_one(path: Path) -> FileDigest:

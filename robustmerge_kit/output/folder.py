@@ -40,7 +40,7 @@ def staged(target: Path, overwrite: bool) -> Generator[Path]:
         raise OutputError.from_os(error, target) from error
     lock = os.open(stage, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        _lock(lock)
         yield stage
         _sync_tree(stage)
         try:
@@ -165,7 +165,7 @@ def _unowned(stage: Path, target: Path) -> Generator[None]:
         yield
         return
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(lock)
         yield
     except BlockingIOError as error:
         raise OutputError(
@@ -173,6 +173,20 @@ def _unowned(stage: Path, target: Path) -> Generator[None]:
         ) from error
     finally:
         os.close(lock)
+
+
+def _lock(folder: int) -> None:
+    """Lock an open folder; where the file system has no locks, go without.
+
+    Raises: BlockingIOError when another process holds the lock.
+    """
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EBADF, errno.EINVAL, errno.ENOSYS):
+            raise
 
 
 def _sibling(target: Path, role: str) -> Path:
