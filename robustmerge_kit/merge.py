@@ -125,10 +125,12 @@ def _document(
 def output_path(recipe: Recipe, out: Path | None) -> Path:
     """Where the result goes: the argument, else the recipe's `output.path` beside the recipe, else here by its name."""
     if out is not None:
-        return out.expanduser().absolute()
-    if recipe.output.path:
-        return (recipe.place / Path(recipe.output.path).expanduser()).absolute()
-    return Path.cwd() / f"{recipe.title.replace('/', '-')}-merged"
+        path = out.expanduser().absolute()
+    elif recipe.output.path:
+        path = (recipe.place / Path(recipe.output.path).expanduser()).absolute()
+    else:
+        path = Path.cwd() / f"{recipe.title.replace('/', '-')}-merged"
+    return path.parent.resolve() / path.name
 
 
 def _keep_inputs_apart(target: Path, inputs: Inputs, recipe: Recipe) -> None:

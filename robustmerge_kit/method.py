@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
-import torch
 from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
@@ -198,8 +197,3 @@ class Factor(Method):
     split_dependent: bool = True
     keeps_zero: bool = False
     kind = "factor"
-
-
-def dtype_eps(dtype: torch.dtype) -> float:
-    """Relative spacing of a dtype, 2^-23 for anything that passed through float32."""
-    return torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps

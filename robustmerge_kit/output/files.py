@@ -62,7 +62,7 @@ class AdapterFiles:
                 tensors = map_safetensors(scratch)
                 write_pickle(self._folder / name, {spec.name: tensors[spec.name] for spec in self._files[name]})
                 scratch.unlink()
-        if self._plan.target.configured:
+        if self._plan.target.layout != "same":
             ranks = {step.site: step.width for step in self._plan.steps}
             self.write_json("adapter_config.json", adapter_config(self._plan, max(ranks.values()), ranks))
         if self._plan.target.layout == "llava":

@@ -14,8 +14,6 @@ from ..plan import Plan, serving_hint
 from ..resources import Resources
 from ..sources import FileDigest
 
-FILE_NAME = "rmkit.json"
-
 
 @dataclass(frozen=True)
 class Receipt:

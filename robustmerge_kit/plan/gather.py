@@ -22,7 +22,7 @@ class Inputs:
 def gather(recipe: Recipe) -> Inputs:
     """Read the headers of all adapters a recipe names.
 
-    Raises: InputError, all of them at once, naming the adapter by its position.
+    Raises: InputError, all of one stage at once: first what cannot be found, then, by position, what cannot be read.
     """
     names = labels(recipe.adapters)
     sources = resolve_all([entry.adapter for entry in recipe.adapters], recipe.place)

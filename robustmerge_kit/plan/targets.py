@@ -23,7 +23,6 @@ class Target:
     extra_name: Callable[[str], str]
     weights: str
     extras: str | None = None
-    configured: bool = True
     alpha_name: Callable[[SiteFactors], str] | None = None
 
 
@@ -57,4 +56,4 @@ def llava(weights: Literal["safetensors", "bin"] = "bin") -> Target:
 
 def same(weights_file: str, alphas: bool) -> Target:
     """The layout of the inputs: tensors keep the names they have in the first input that holds the site."""
-    return Target("same", _stored_names, _peft_extra, weights_file, None, False, _kohya_alpha if alphas else None)
+    return Target("same", _stored_names, _peft_extra, weights_file, None, _kohya_alpha if alphas else None)
