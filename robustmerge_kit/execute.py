@@ -14,18 +14,16 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from .adapters import check_values, find_zeros
-from .draws import KeyedDraws
+from .adapters import check_values
 from .errors import InputError, PlanError
-from .factors import FactorStack, LowRank, Weights
+from .factors import LowRank
 from .flow import Flow
-from .method import Elementwise
 from .outcome import Outcome, SiteReport
-from .pipeline import PreparedSite, finish, measure_rounding, merge_site, singular_values
+from .pipeline import finish, measure_rounding, merge_site, singular_values
 from .plan import ExtraStep, Plan, SiteStep
 from .recipe import EnergyRank
 from .resources import Resources
-from .spaces import Represented, Surveyed, survey_all
+from .sites import Factors, LoadedSite, Sites, group_sites
 
 
 @runtime_checkable
@@ -39,20 +37,6 @@ Observe = Callable[[str, int, int], None]
 """Called as work proceeds: name of the step, sites done, bytes read."""
 
 Job = ExtraStep | tuple[SiteStep, ...]
-Factors = list[tuple[Tensor, Tensor]]
-
-
-@dataclass(frozen=True)
-class _Site:
-    """One site's factors as read, and which members are zero."""
-
-    step: SiteStep
-    present: tuple[int, ...]
-    factors: Factors
-
-    @property
-    def zero(self) -> tuple[int, ...]:
-        return tuple(m.index for i, m in enumerate(self.step.members) if i not in self.present)
 
 
 def execute(
@@ -82,7 +66,7 @@ def execute(
             observe(merged.step.site, 1, merged.step.read_bytes)
 
     start = time.perf_counter()
-    runner.survey()
+    runner.sites.survey()
     budget = runner.flow(runner.work, store).run([*plan.extras, *runner.batches(plan.steps)], runner.enter_worker)
     outcome.seconds = time.perf_counter() - start
     outcome.peak_in_flight = budget.peak
@@ -100,7 +84,7 @@ def survey_spectra(plan: Plan, identities: Sequence[str], resources: Resources) 
     def store(job: Job, result: dict[str, Tensor]) -> None:
         spectra.update(result)
 
-    runner.survey()
+    runner.sites.survey()
     runner.flow(runner.spectra, store).run(runner.batches(plan.steps), runner.enter_worker)
     return spectra
 
@@ -121,12 +105,11 @@ class _Runner:
 
     def __init__(self, plan: Plan, identities: Sequence[str], resources: Resources, outcome: Outcome) -> None:
         self.plan = plan
-        self.identities = identities
         self.resources = resources
         self.outcome = outcome
         self.device = torch.device(resources.device)
         self.dtype: torch.dtype = getattr(torch, plan.dtype)
-        self.surveys: dict[object, Surveyed] = {}
+        self.sites = Sites(plan, identities, self.device)
         self._streams = threading.local()
 
     def flow(self, work: Callable[..., object], store: Callable[..., None]) -> Flow[Job, object, object]:
@@ -178,25 +161,6 @@ class _Runner:
         rule = self.plan.recipe.output.rank
         return rule.energy if isinstance(rule, EnergyRank) else None
 
-    def survey(self) -> None:
-        """Collect the statistics that span all sites, one site in memory at a time, before any site is merged."""
-        together: dict[object, list[SiteStep]] = defaultdict(list)
-        for step in self.plan.steps:
-            if step.survey is not None:
-                together[step.survey_key].append(step)
-        for key, steps in together.items():
-            assert isinstance(steps[0].method, Elementwise)
-            count = len(self.plan.adapters)
-            self.surveys[key] = survey_all(steps[0].method, lambda steps=steps: self._sites(steps), count, steps[0].survey)
-
-    def _sites(self, steps: Sequence[SiteStep]) -> Generator[tuple[Represented, KeyedDraws, list[int]]]:
-        for step in steps:
-            (group,) = _groups((step,), [[member.factors.read() for member in step.members]])
-            site = group[0]
-            if site.present:
-                stack, draws = self._stack(group, self.device)
-                yield PreparedSite(stack, step).represent(), draws, [step.members[i].index for i in site.present]
-
     # --- stages -------------------------------------------------------------------------------------------------------
 
     def load(self, job: Job) -> list[Factors] | list[Tensor]:
@@ -213,19 +177,19 @@ class _Runner:
         if isinstance(job, ExtraStep):
             return _merge_extra(job, loaded)  # pyright: ignore[reportArgumentType]
         with self._on_device():
-            return [merged for group in _groups(job, loaded) for merged in self._merge_halving(group)]  # pyright: ignore
+            return [merged for group in group_sites(job, loaded) for merged in self._merge_halving(group)]  # pyright: ignore
 
     def spectra(self, job: Job, loaded: list[Factors]) -> dict[str, Tensor]:
         assert not isinstance(job, ExtraStep)
         found: dict[str, Tensor] = {}
         with self._on_device():
-            for group in _groups(job, loaded):
+            for group in group_sites(job, loaded):
                 if not group[0].present:
                     found |= {site.step.site: torch.zeros(1, dtype=torch.float64) for site in group}
                     continue
-                stack, draws = self._stack(group, self.device)
+                stack, draws = self.sites.stack(group, self.device)
                 step = group[0].step
-                merged = merge_site(stack, step, draws, self.surveys.get(step.survey_key))
+                merged = merge_site(stack, step, draws, self.sites.surveyed(step))
                 values = singular_values(merged, step, self.energy, draws).cpu().reshape(len(group), -1)
                 found |= {site.step.site: values[i] for i, site in enumerate(group)}
         return found
@@ -238,7 +202,7 @@ class _Runner:
         with torch.cuda.device(self.device), torch.cuda.stream(self._streams.stream):
             yield
 
-    def _merge_halving(self, group: list[_Site]) -> list[_Merged]:
+    def _merge_halving(self, group: list[LoadedSite]) -> list[_Merged]:
         """Merge a batch; when device memory runs out, merge its halves, and a single site on the CPU."""
         try:
             return self._merge(group, self.device)
@@ -256,24 +220,24 @@ class _Runner:
         half = len(group) // 2
         return self._merge_halving(group[:half]) + self._merge_halving(group[half:])
 
-    def _merge(self, group: list[_Site], device: torch.device) -> list[_Merged]:
+    def _merge(self, group: list[LoadedSite], device: torch.device) -> list[_Merged]:
         step = group[0].step
         if not group[0].present:
             return [self._merge_nothing(site) for site in group]
-        stack, draws = self._stack(group, device)
-        merged = merge_site(stack, step, draws, self.surveys.get(step.survey_key))
+        stack, draws = self.sites.stack(group, device)
+        merged = merge_site(stack, step, draws, self.sites.surveyed(step))
         finished = finish(merged, step, draws)
         retained = finished.retained.reshape(-1).tolist()
         b = finished.factors.b.reshape(len(group), step.model.d_out, step.width)
         a = finished.factors.a.reshape(len(group), step.width, step.model.d_in)
         return [self._round(site, LowRank(b[i], a[i]), retained[i]) for i, site in enumerate(group)]
 
-    def _merge_nothing(self, site: _Site) -> _Merged:
+    def _merge_nothing(self, site: LoadedSite) -> _Merged:
         step = site.step
         b, a = torch.zeros(step.model.d_out, step.width), torch.zeros(step.width, step.model.d_in)
         return self._round(site, LowRank(b, a), 1.0)
 
-    def _round(self, site: _Site, exact: LowRank, retained: float) -> _Merged:
+    def _round(self, site: LoadedSite, exact: LowRank, retained: float) -> _Merged:
         rounded = LowRank(exact.b.to(self.dtype), exact.a.to(self.dtype))
         measured = measure_rounding(exact, rounded)
         if not math.isfinite(measured.norm2 + measured.error2):
@@ -284,24 +248,6 @@ class _Runner:
             )
         on_host = LowRank(rounded.b.cpu(), rounded.a.cpu())
         return _Merged(site.step, exact, on_host, retained, measured.norm2, measured.error2, site.zero)
-
-    def _stack(self, group: list[_Site], device: torch.device) -> tuple[FactorStack, KeyedDraws]:
-        first = group[0]
-        members = [first.step.members[i] for i in first.present]
-        zero = [(m.index, m.weight) for i, m in enumerate(first.step.members) if i not in first.present]
-        absent = [*zero, *first.step.absent]
-        order = sorted([*(m.index for m in members), *(index for index, _ in absent)])
-        weights = Weights.of(
-            [m.weight for m in members], [weight for _, weight in absent], [order.index(m.index) for m in members]
-        )
-        stack = FactorStack(
-            a=tuple(_batch([site.factors[i][0] for site in group], device) for i in first.present),
-            b=tuple(_batch([site.factors[i][1] for site in group], device) for i in first.present),
-            coefficients=tuple(member.coefficient for member in members),
-            weights=weights,
-        )
-        sites = [site.step.site for site in group]
-        return stack, KeyedDraws.of(self.plan.recipe.seed, sites, [self.identities[member.index] for member in members])
 
     def report(self, merged: _Merged) -> None:
         """Add a finished site to the outcome."""
@@ -321,29 +267,6 @@ class _Runner:
                 zero=merged.zero,
             )
         )
-
-
-def _batch(tensors: list[Tensor], device: torch.device) -> Tensor:
-    moved = [tensor if tensor.device == device else tensor.to(device, non_blocking=True) for tensor in tensors]
-    return moved[0] if len(moved) == 1 else torch.stack(moved)
-
-
-def _groups(steps: Sequence[SiteStep], loaded: Sequence[Factors]) -> list[list[_Site]]:
-    """Check the values read and split a batch by which adapters are zero, since a zero delta leaves the stack."""
-    named = [
-        (ref.where, values)
-        for step, factors in zip(steps, loaded, strict=True)
-        for member, pair in zip(step.members, factors, strict=True)
-        for ref, values in zip((member.factors.a, member.factors.b), pair, strict=True)
-    ]
-    zeros = iter(find_zeros(named))
-    groups: dict[tuple[int, ...], list[_Site]] = defaultdict(list)
-    for step, factors in zip(steps, loaded, strict=True):
-        zero = [any([next(zeros), next(zeros)]) for _ in step.members]
-        keeps_zero = getattr(step.method, "keeps_zero", False)
-        present = tuple(i for i, is_zero in enumerate(zero) if keeps_zero or not is_zero)
-        groups[present].append(_Site(step, present, factors))
-    return list(groups.values())
 
 
 def _merge_extra(step: ExtraStep, values: list[Tensor]) -> Tensor:

@@ -33,6 +33,11 @@ class _LoadedTensor:
 
         return self.tensor.detach().clone(memory_format=torch.contiguous_format)
 
+    def read_flat(self, start: int, stop: int) -> torch.Tensor:
+        if self.tensor.is_contiguous():
+            return self.tensor.detach().view(-1)[start:stop].clone()
+        return self.read().view(-1)[start:stop]
+
 
 def surely_holds(path: Path, names: Iterable[str]) -> bool:
     """Whether a zipped pickle provably holds tensors of exactly these names; False when it does not or cannot be told quickly.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from .impostors import AGAIN, refuse_impostor
-from .tensors import CODES, Shard, TensorRef, TensorSpec
+from .tensors import CODES, ITEMSIZE, Shard, TensorRef, TensorSpec
 
 if TYPE_CHECKING:
     import torch
@@ -77,19 +77,23 @@ class _StoredTensor:
         return f"{self.path}: tensor {self.spec.name}"
 
     def read(self) -> torch.Tensor:
+        return self.read_flat(0, self.spec.numel).view(self.spec.shape)
+
+    def read_flat(self, start: int, stop: int) -> torch.Tensor:
         import numpy
         import torch
 
         dtype = getattr(torch, self.spec.dtype)
-        if not self.spec.nbytes:
-            return torch.empty(self.spec.shape, dtype=dtype)
+        if start == stop:
+            return torch.empty(0, dtype=dtype)
+        size = ITEMSIZE[self.spec.dtype]
         # A NumPy buffer, since every call of torch hands the interpreter to another thread and back.
-        buffer = numpy.empty(self.spec.nbytes, numpy.uint8)
+        buffer = numpy.empty((stop - start) * size, numpy.uint8)
         try:
-            self.file.read_into(buffer.data, self.offset)
+            self.file.read_into(buffer.data, self.offset + start * size)
         except OSError as error:
             raise InputError(f"cannot be read: {error.strerror}", where=self.where) from error
-        return torch.frombuffer(buffer, dtype=dtype).view(self.spec.shape)
+        return torch.frombuffer(buffer, dtype=dtype)
 
 
 def open_safetensors(path: Path) -> Shard:

@@ -71,6 +71,13 @@ class TensorRef(Protocol):
         """
         ...
 
+    def read_flat(self, start: int, stop: int) -> torch.Tensor:
+        """Elements start to stop of the flattened tensor, (stop - start,), in CPU memory of their own.
+
+        Raises: InputError when the file has changed or cannot be read.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class Shard:

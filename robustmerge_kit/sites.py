@@ -1,0 +1,113 @@
+"""Sites as they are read: values checked, zero deltas set apart, factors stacked for a method."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .adapters import find_zeros
+from .draws import KeyedDraws
+from .factors import FactorStack, Weights
+from .method import Elementwise
+from .pipeline import PreparedSite
+from .plan import Plan, SiteStep
+from .spaces import Represented, Surveyed, survey_all
+
+Factors = list[tuple[Tensor, Tensor]]
+"""(A, B) of every member of a site, as stored."""
+
+
+@dataclass(frozen=True)
+class LoadedSite:
+    """One site's factors as read. `present` are the members whose delta is not zero, by position in the step."""
+
+    step: SiteStep
+    present: tuple[int, ...]
+    factors: Factors
+
+    @property
+    def zero(self) -> tuple[int, ...]:
+        """Recipe positions of the adapters whose delta is zero."""
+        return tuple(m.index for i, m in enumerate(self.step.members) if i not in self.present)
+
+
+class Sites:
+    """What all sites of a plan share: the keys of their random numbers, and statistics that span them.
+
+    identities: what keys the random numbers, one per recipe adapter.
+    """
+
+    def __init__(self, plan: Plan, identities: Sequence[str], device: torch.device) -> None:
+        self.plan = plan
+        self.identities = identities
+        self.device = device
+        self.surveys: dict[object, Surveyed] = {}
+
+    def surveyed(self, step: SiteStep) -> Surveyed | None:
+        """The statistics of all sites that a step needs, None when it needs none."""
+        return self.surveys.get(step.survey_key)
+
+    def survey(self) -> None:
+        """Collect the statistics that span all sites, one site in memory at a time, before any site is merged."""
+        together: dict[object, list[SiteStep]] = defaultdict(list)
+        for step in self.plan.steps:
+            if step.survey is not None:
+                together[step.survey_key].append(step)
+        for key, steps in together.items():
+            assert isinstance(steps[0].method, Elementwise)
+            count = len(self.plan.adapters)
+            self.surveys[key] = survey_all(steps[0].method, lambda steps=steps: self._each(steps), count, steps[0].survey)
+
+    def _each(self, steps: Sequence[SiteStep]) -> Generator[tuple[Represented, KeyedDraws, list[int]]]:
+        for step in steps:
+            (group,) = group_sites((step,), [[member.factors.read() for member in step.members]])
+            site = group[0]
+            if site.present:
+                stack, draws = self.stack(group, self.device)
+                yield PreparedSite(stack, step).represent(), draws, [step.members[i].index for i in site.present]
+
+    def stack(self, group: list[LoadedSite], device: torch.device) -> tuple[FactorStack, KeyedDraws]:
+        """A group of sites as one stack, with a batch axis when there are several; its random numbers beside it."""
+        first = group[0]
+        members = [first.step.members[i] for i in first.present]
+        zero = [(m.index, m.weight) for i, m in enumerate(first.step.members) if i not in first.present]
+        absent = [*zero, *first.step.absent]
+        order = sorted([*(m.index for m in members), *(index for index, _ in absent)])
+        weights = Weights.of(
+            [m.weight for m in members], [weight for _, weight in absent], [order.index(m.index) for m in members]
+        )
+        stack = FactorStack(
+            a=tuple(_batch([site.factors[i][0] for site in group], device) for i in first.present),
+            b=tuple(_batch([site.factors[i][1] for site in group], device) for i in first.present),
+            coefficients=tuple(member.coefficient for member in members),
+            weights=weights,
+        )
+        sites = [site.step.site for site in group]
+        return stack, KeyedDraws.of(self.plan.recipe.seed, sites, [self.identities[member.index] for member in members])
+
+
+def _batch(tensors: list[Tensor], device: torch.device) -> Tensor:
+    moved = [tensor if tensor.device == device else tensor.to(device, non_blocking=True) for tensor in tensors]
+    return moved[0] if len(moved) == 1 else torch.stack(moved)
+
+
+def group_sites(steps: Sequence[SiteStep], loaded: Sequence[Factors]) -> list[list[LoadedSite]]:
+    """Check the values read and split a batch by which adapters are zero, since a zero delta leaves the stack."""
+    named = [
+        (ref.where, values)
+        for step, factors in zip(steps, loaded, strict=True)
+        for member, pair in zip(step.members, factors, strict=True)
+        for ref, values in zip((member.factors.a, member.factors.b), pair, strict=True)
+    ]
+    zeros = iter(find_zeros(named))
+    groups: dict[tuple[int, ...], list[LoadedSite]] = defaultdict(list)
+    for step, factors in zip(steps, loaded, strict=True):
+        zero = [any([next(zeros), next(zeros)]) for _ in step.members]
+        keeps_zero = getattr(step.method, "keeps_zero", False)
+        present = tuple(i for i, is_zero in enumerate(zero) if keeps_zero or not is_zero)
+        groups[present].append(LoadedSite(step, present, factors))
+    return list(groups.values())
