@@ -83,7 +83,7 @@ class Bench:
             "output": {"rank": rank},
         }
         recipe = Recipe.model_validate(content | ({"space": space} if space else {}))
-        plan = make_plan(recipe, gather(recipe).adapters)
+        plan = make_plan(recipe, gather(recipe))
         return replace(plan, steps=tuple(step for step in plan.steps if sites(step)))
 
     def milliseconds(self, plan: Plan) -> float:

@@ -34,7 +34,7 @@ class CtmOptions(BaseModel):
     rank: Annotated[int, Field(ge=1)] | None = None
     beta: Annotated[float, Field(ge=0, le=1)] = 0.25
     tol: Annotated[float, Field(ge=0)] = 1e-6
-    max_iter: Annotated[int, Field(ge=1)] = 1000
+    max_iter: Annotated[int, Field(ge=1, le=100_000)] = 1000
 
 
 def singular_basis(core: Core, options: CoreOptions) -> tuple[Float[Tensor, "q_b k_b"], Float[Tensor, "q_a k_a"]]:

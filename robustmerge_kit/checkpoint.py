@@ -9,19 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .base_folders import PIPELINE, any_weights, weight_names
 from .errors import InputError, RmkitError, raise_all
 from .folders import CONFIG, MODEL_CONFIG
 from .shards import Shard, TensorRef, open_tensors
 from .sources import Source
 
-PIPELINE = "model_index.json"
-"""What makes a folder a diffusers pipeline: every component lies in a folder of its own."""
-
-STEMS = ("model", "diffusion_pytorch_model", "pytorch_model")
-"""What weight files are called, before `.safetensors`, `.bin` or a shard number."""
-
-_SUFFIXES = ("safetensors", "bin")
-_WEIGHTS = re.compile(r".*\.(safetensors|bin|pt|pth|ckpt|h5|msgpack|onnx|gguf|ot|tflite|npz)(\.index\.json)?", re.IGNORECASE)
 _SKIPPED_FOLDERS = re.compile(r"original|onnx|openvino|coreml|gguf|runs|logs|checkpoint-\d+|global_step.*|__pycache__")
 _INDEX_LIMIT = 256 << 20
 
@@ -113,20 +106,6 @@ class _Component:
     weights: Sequence[_WeightName]
     index: str | None
     notes: Sequence[str] = ()
-
-
-def weight_names(names: Sequence[str]) -> tuple[str, bool] | None:
-    """The weights file or index to take among a folder's file names, and whether it is an index; None without weights."""
-    present = set(names)
-    for suffix in _SUFFIXES:
-        for stem in STEMS:
-            whole = f"{stem}.{suffix}"
-            if f"{whole}.index.json" in present:
-                return f"{whole}.index.json", True
-            if whole in present:
-                return whole, False
-    variants = sorted(name for name in present if re.fullmatch(rf"({'|'.join(STEMS)})\.\w+\.safetensors", name))
-    return (variants[0], False) if len(variants) == 1 else None
 
 
 def _has_weights(folder: Path) -> bool:
@@ -250,7 +229,7 @@ def _beside(folder: Path, taken: set[str], notes: list[str]) -> Iterator[str]:
         if name in taken or path.name == "README.md":
             continue
         nested = "/" in name
-        if _WEIGHTS.fullmatch(path.name) and not (nested and path.suffix == ".safetensors" and not _is_component(path)):
+        if any_weights(path.name) and not (nested and path.suffix == ".safetensors" and not _is_component(path)):
             continue
         if not path.resolve().is_relative_to(fence):
             notes.append(f"base: {name} leads outside of the base's folder and is not copied")

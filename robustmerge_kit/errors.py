@@ -5,16 +5,21 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
+from .disclosure import presentable
+
 
 class RmkitError(Exception):
-    """A failure that is explained to the user in one sentence; its class fixes the exit code of the command."""
+    """A failure that is explained to the user in one sentence; its class fixes the exit code of the command.
+
+    What is said is fit for a terminal and a log: no control characters, no secrets, `~` for the home folder.
+    """
 
     exit_code: int = 70
 
     def __init__(self, what: str, *, where: str = "", hint: str = "") -> None:
-        self.what = what
-        self.where = where
-        self.hint = hint
+        self.what = presentable(what)
+        self.where = presentable(where)
+        self.hint = presentable(hint)
         super().__init__(str(self))
 
     def __str__(self) -> str:
@@ -73,7 +78,8 @@ class Several(RmkitError):
     def __init__(self, errors: Iterable[RmkitError]) -> None:
         self.errors = tuple(errors)
         self.exit_code = self.errors[0].exit_code
-        super().__init__("\n".join(str(error) for error in self.errors))
+        super().__init__("")
+        self.what = "\n".join(str(error) for error in self.errors)
 
 
 def raise_all(errors: Iterable[RmkitError]) -> None:

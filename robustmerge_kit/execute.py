@@ -59,10 +59,10 @@ def execute(
             return
         assert isinstance(result, list)
         for merged in result:
-            a, b = merged.step.specs(plan.dtype)
-            sink.write(a.name, merged.rounded.a.reshape(a.shape))
-            sink.write(b.name, merged.rounded.b.reshape(b.shape))
+            for name, tensor in zip(merged.step.names, merged.step.stored(merged.rounded.a, merged.rounded.b), strict=True):
+                sink.write(name, tensor)
             runner.report(merged)
+            outcome.memory.look()
             observe(merged.step.site, 1, merged.step.read_bytes)
 
     start = time.perf_counter()
@@ -92,7 +92,6 @@ def survey_spectra(plan: Plan, identities: Sequence[str], resources: Resources) 
 @dataclass(frozen=True)
 class _Merged:
     step: SiteStep
-    exact: LowRank
     rounded: LowRank
     retained: float
     norm2: float
@@ -144,7 +143,9 @@ class _Runner:
         batches: list[tuple[SiteStep, ...]] = []
         for group in groups.values():
             size = (
-                1 if not group[0].batches else self.resources.batch or max(1, self._gpu_budget() // max(1, group[0].work_bytes))
+                1
+                if not group[0].batches or group[0].experts
+                else self.resources.batch or max(1, self._gpu_budget() // max(1, group[0].work_bytes))
             )
             batches += [tuple(group[i : i + size]) for i in range(0, len(group), size)]
         return batches
@@ -177,7 +178,8 @@ class _Runner:
         if isinstance(job, ExtraStep):
             return _merge_extra(job, loaded)  # pyright: ignore[reportArgumentType]
         with self._on_device():
-            return [merged for group in group_sites(job, loaded) for merged in self._merge_halving(group)]  # pyright: ignore
+            merged = [merged for group in group_sites(job, loaded) for merged in self._merge_halving(group)]  # pyright: ignore
+        return _join_experts(job, merged)
 
     def spectra(self, job: Job, loaded: list[Factors]) -> dict[str, Tensor]:
         assert not isinstance(job, ExtraStep)
@@ -247,7 +249,7 @@ class _Runner:
                 hint="set output.dtype: float32 or bfloat16, or lower gain and weights",
             )
         on_host = LowRank(rounded.b.cpu(), rounded.a.cpu())
-        return _Merged(site.step, exact, on_host, retained, measured.norm2, measured.error2, site.zero)
+        return _Merged(site.step, on_host, retained, measured.norm2, measured.error2, site.zero)
 
     def report(self, merged: _Merged) -> None:
         """Add a finished site to the outcome."""
@@ -267,6 +269,25 @@ class _Runner:
                 zero=merged.zero,
             )
         )
+
+
+def _join_experts(job: tuple[SiteStep, ...], merged: list[_Merged]) -> list[_Merged]:
+    """The sites of a job, with the experts of a fused parameter side by side again."""
+    parts = {one.step.site: one for one in merged}
+    return [_joined(step, [parts[one.site] for one in step.each()]) if step.experts else parts[step.site] for step in job]
+
+
+def _joined(step: SiteStep, parts: list[_Merged]) -> _Merged:
+    norm2 = sum(part.norm2 for part in parts)
+    whole2 = sum(part.norm2 / max(part.retained, 1e-300) for part in parts)
+    return _Merged(
+        step=step,
+        rounded=LowRank(torch.stack([part.rounded.b for part in parts]), torch.stack([part.rounded.a for part in parts])),
+        retained=norm2 / whole2 if whole2 > 0 else 1.0,
+        norm2=norm2,
+        error2=sum(part.error2 for part in parts),
+        zero=tuple(sorted(set.intersection(*(set(part.zero) for part in parts)))),
+    )
 
 
 def _merge_extra(step: ExtraStep, values: list[Tensor]) -> Tensor:

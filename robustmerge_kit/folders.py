@@ -16,6 +16,9 @@ DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
 NON_LORA = "non_lora_trainables.bin"
 MODEL_CONFIG = "config.json"
 
+DRIVE = re.compile(r"[A-Za-z]:([\\/]|$)")
+"""Beginning of a path with a drive letter."""
+
 _TENSOR_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _BESIDE = re.compile(r"(optimizer|scheduler|scaler|training_args|trainer_state|rng_state|random_states|non_lora_trainables)")
 _TENSOR_PARALLEL = re.compile(r"adapter_model_\d+\.|mp_rank_\d+|tp_rank_\d+")
@@ -57,6 +60,40 @@ def find_adapter(names: Collection[str], where: str, adapter_name: str | None = 
         return Contents(child, found.config, found.weights, found.beside, found.alternatives, (note, *found.notes))
     _refuse_foreign(names, where)
     return Contents("", None, _loose_weights(top, where), _beside(top))
+
+
+def choose_files(names: list[str], subfolder: str, repository: str, where: str) -> tuple[list[str], str, str | None]:
+    """Of a repository's files those to fetch (weights last), the sub-folder found below the one asked for, the file asked for.
+
+    Raises: InputError when there is no such sub-folder, or what it holds is not one adapter.
+    """
+    if subfolder in names:
+        parent = subfolder.rpartition("/")[0]
+        config = f"{parent}/{CONFIG}" if parent else CONFIG
+        return [*([config] if config in names else []), subfolder], "", subfolder
+    prefix = f"{subfolder}/" if subfolder else ""
+    within = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+    if not within:
+        there = sorted({name.rpartition("/")[0] for name in names if name.endswith(f"/{CONFIG}")})
+        listed = f"; adapters there: {', '.join(there[:12])}" if there else ""
+        raise InputError(f"404: the repository has no subfolder {subfolder!r}{listed}", where=where)
+    homes = sorted({name.rpartition("/")[0] for name in within if name.rpartition("/")[2] == CONFIG})
+    if homes and all("/" in home for home in homes):
+        what = f"no adapter at the top, but in {', '.join(homes[:12])}"
+        raise InputError(what, where=where, hint=f"name one, e.g. {repository}:{prefix}{homes[0]}")
+    found = find_adapter(within, where)
+    return [prefix + name for name in found.files], found.child, None
+
+
+def inside(path: str, where: str) -> str:
+    """A path inside a folder or repository, cleaned and with `/`.
+
+    Raises: InputError when it leads outside.
+    """
+    pure = PurePosixPath(path.replace("\\", "/"))
+    if pure.is_absolute() or DRIVE.match(path) or ".." in pure.parts:
+        raise InputError(f"the subfolder {path!r} leads outside of its folder", where=where)
+    return "" if str(pure) == "." else str(pure)
 
 
 def refuse_by_name(name: str, where: str) -> None:

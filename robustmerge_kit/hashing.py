@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from .plan import Inputs
+from . import __version__
+from .plan import Inputs, Layout, Plan
 from .sources import FileDigest, digest
 
 
@@ -19,6 +21,9 @@ class Hashing:
         self._paths = sorted({path for adapter in inputs.adapters for path in adapter.files})
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rmkit-hash")
         self._future: Future[Mapping[Path, FileDigest]] = self._pool.submit(digest, self._paths, background=True)
+        base = inputs.base
+        weights = [file.path for file in base.files] if base is not None and base.source.revision is None else []
+        self._base: Future[Mapping[Path, FileDigest]] = self._pool.submit(digest, weights, background=True)
 
     def __enter__(self) -> Hashing:
         return self
@@ -27,8 +32,30 @@ class Hashing:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def results(self) -> Mapping[Path, FileDigest]:
-        """Digest of every input file."""
+        """Digest of every file of the adapters."""
         return self._future.result()
+
+    def base_results(self) -> Mapping[Path, FileDigest]:
+        """Digest of every weights file of a local base; a base from the Hub is known by its commit."""
+        return self._base.result()
+
+    def merge_identity(self, plan: Plan, device: str, layout: Layout) -> str:
+        """What determines every byte of a folded model: recipe, inputs, program, kind of device, layout.
+
+        A base that lies on this machine counts with size, time and inode of its files: reading all of it would take as long as
+        folding into it.
+        """
+        assert self._inputs.base is not None
+        digests = self.results()
+        known = {
+            "rmkit": __version__,
+            "recipe": plan.recipe.model_dump(mode="json"),
+            "adapters": [[digests[path].sha256 for path in adapter.files] for adapter in plan.adapters],
+            "base": [[file.name, *_stamp(file.path)] for file in self._inputs.base.files],
+            "device": device.partition(":")[0],
+            "layout": [layout.shard_size, layout.tokenizer],
+        }
+        return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
     def identities(self) -> list[str]:
         """What keys an adapter's random numbers: its repository and commit, or the hash of its files."""
@@ -42,3 +69,8 @@ class Hashing:
     def _content(self, files: tuple[Path, ...]) -> str:
         digests = self.results()
         return hashlib.sha256("\n".join(sorted(f"{p.name} {digests[p].sha256}" for p in files)).encode()).hexdigest()
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    stat = path.stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns

@@ -4,19 +4,39 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from .clock import Clock
+from .conflict import measure_conflict
 from .disk import check_space
 from .errors import OutputError
 from .execute import Observe, execute, survey_spectra
+from .fold import fold
 from .hashing import Hashing
+from .links import as_path
+from .lock import Lock
 from .outcome import Outcome
-from .output import AdapterFiles, Receipt, check_free, describe, staged, write_card
-from .plan import Inputs, Plan, check_output_name, gather, make_plan, settle_ranks
+from .output import (
+    PICTURE,
+    AdapterFiles,
+    Journal,
+    ModelFiles,
+    Receipt,
+    check_free,
+    clear_leftovers,
+    describe,
+    picture,
+    staged,
+    unfinished_bytes,
+    write_bytes,
+    write_card,
+    write_json,
+)
+from .plan import DEFAULT_LAYOUT, Inputs, Layout, Plan, check_output_name, gather, make_plan, settle_ranks
 from .recipe import Recipe, load_recipe
 from .resources import Resources
-from .sources import digest
+from .sources import FileDigest, digest
 
 
 def merge(
@@ -25,13 +45,18 @@ def merge(
     *,
     resources: Resources | None = None,
     overwrite: bool = False,
+    restart: bool = False,
     card: bool = True,
+    layout: Layout = DEFAULT_LAYOUT,
+    lock: Lock | None = None,
     planned: Callable[[Plan], None] = lambda plan: None,
     observe: Observe = lambda name, sites, nbytes: None,
 ) -> Receipt:
     """Run a recipe and write its result to `out`, else to the recipe's `output.path`, else to `<recipe name>-merged`.
 
-    The folder appears whole or not at all. `planned` is called once before any weight is read, `observe` after every step.
+    The folder appears whole or not at all. A folded model that a signal or a full disk left unfinished is gone on with, unless
+    `restart`. `layout`: how a folded model is split into files. `lock`: what everything must still be. `planned` is called once
+    before any weight is read, `observe` after every step.
 
     Raises: RmkitError; every mistake of the user's is reported before anything is written.
     """
@@ -40,32 +65,39 @@ def merge(
     target = output_path(recipe, out)
     check_free(target, overwrite)
     inputs = gather(recipe)
-    _keep_inputs_apart(target, inputs, recipe)
+    keep_inputs_apart(target, inputs, recipe)
+    if lock is not None:
+        lock.check(recipe, inputs)
     clock.lap("headers")
     with Hashing(inputs) as hashing:
-        plan = make_plan(recipe, inputs.adapters, inputs.notes)
+        plan = make_plan(recipe, inputs, layout)
         check_output_name(plan.target, target)
-        check_space(target, plan.write_bytes)
+        identity = hashing.merge_identity(plan, resources.device, layout) if plan.fold else None
+        if restart:
+            clear_leftovers(target)
+        check_space(target, plan.write_bytes - unfinished_bytes(target, identity))
         planned(plan)
         clock.lap("plan")
         identities = hashing.identities() if plan.random else [adapter.label for adapter in plan.adapters]
         plan = decide_ranks(plan, identities, resources)
         clock.lap("ranks")
-        with staged(target, overwrite) as stage:
-            content = _write(plan, stage, target.name if card else None, identities, resources, hashing, clock, observe)
+        run = _Run(plan, identities, resources, hashing, clock, observe)
+        with staged(target, overwrite, identity) as stage:
+            written = run.fold(stage, identity) if identity else run.merge(stage)
+            content = run.document(stage, written, target.name if card else None)
     return Receipt(target, content)
 
 
-def prepare(recipe: Path, out: Path | None = None) -> Plan:
-    """Load a recipe, read its inputs' headers and plan it; nothing is written.
+def prepare(recipe: Recipe | Path, out: Path | None = None) -> Plan:
+    """Read the headers of the inputs of a recipe, or of a recipe's file, and plan it; nothing is written.
 
     The name of the output is judged as far as it is known: `out`, else the recipe's `output.path`.
 
     Raises: RmkitError.
     """
-    loaded = load_recipe(recipe)
+    loaded = load_recipe(recipe) if isinstance(recipe, Path) else recipe
     inputs = gather(loaded)
-    plan = make_plan(loaded, inputs.adapters, inputs.notes)
+    plan = make_plan(loaded, inputs)
     if out is not None or loaded.output.path:
         check_output_name(plan.target, output_path(loaded, out))
     return plan
@@ -78,62 +110,87 @@ def decide_ranks(plan: Plan, identities: list[str], resources: Resources) -> Pla
     return settle_ranks(plan, survey_spectra(plan, identities, resources))
 
 
-def _write(
-    plan: Plan,
-    stage: Path,
-    title: str | None,
-    identities: list[str],
-    resources: Resources,
-    hashing: Hashing,
-    clock: Clock,
-    observe: Observe,
-) -> Mapping[str, object]:
-    files = AdapterFiles(stage, plan)
-    try:
-        outcome = execute(plan, files, identities, resources, observe)
-        clock.lap("merge")
-        files.close()
-    except BaseException:
-        files.abandon()
-        raise
-    return _document(plan, files, stage, title, outcome, resources, hashing, clock)
+@dataclass(frozen=True)
+class _Written:
+    """What the weights' writing left: measurements, and the digests of files that are known already."""
+
+    outcome: Outcome
+    digests: Mapping[str, FileDigest]
 
 
-def _document(
-    plan: Plan,
-    files: AdapterFiles,
-    stage: Path,
-    title: str | None,
-    outcome: Outcome,
-    resources: Resources,
-    hashing: Hashing,
-    clock: Clock,
-) -> Mapping[str, object]:
-    """Recipe, receipt and card beside the weights."""
-    text = plan.recipe.text.encode()
-    files.write_bytes("rmkit_recipe.yaml", text)
-    written = {path.name: value for path, value in digest(sorted(stage.iterdir())).items()}
-    digests = hashing.results()
-    clock.lap("write")
-    content = describe(plan, outcome, digests, resources, written, clock.seconds(), hashlib.sha256(text).hexdigest())
-    files.write_json("rmkit.json", content)
-    if title is not None:
-        files.write_bytes("README.md", write_card(plan, content, title).encode())
-    return content
+@dataclass(frozen=True)
+class _Run:
+    """One plan on its way into a staged folder."""
+
+    plan: Plan
+    identities: list[str]
+    resources: Resources
+    hashing: Hashing
+    clock: Clock
+    observe: Observe
+
+    def merge(self, stage: Path) -> _Written:
+        """Write an adapter."""
+        files = AdapterFiles(stage, self.plan)
+        try:
+            outcome = execute(self.plan, files, self.identities, self.resources, self.observe)
+            self.clock.lap("merge")
+            files.close()
+        except BaseException:
+            files.abandon()
+            raise
+        return _Written(outcome, {})
+
+    def fold(self, stage: Path, identity: str) -> _Written:
+        """Write a model, or what an earlier run left to do of it."""
+        assert self.plan.fold is not None
+        journal = Journal(stage, identity)
+        files = ModelFiles(stage, self.plan.fold, journal)
+        try:
+            outcome = fold(self.plan, files, journal, self.identities, self.resources, self.observe)
+            self.clock.lap("merge")
+            files.close()
+        except BaseException:
+            files.abandon()
+            raise
+        return _Written(outcome, files.digests)
+
+    def document(self, stage: Path, written: _Written, title: str | None) -> Mapping[str, object]:
+        """Recipe, receipt and card beside the weights."""
+        text = self.plan.recipe.text.encode()
+        write_bytes(stage / "rmkit_recipe.yaml", text)
+        paths = {path.relative_to(stage).as_posix(): path for path in sorted(stage.rglob("*")) if path.is_file()}
+        fresh = digest([path for name, path in paths.items() if name not in written.digests])
+        digests = {**written.digests, **{name: fresh[path] for name, path in paths.items() if path in fresh}}
+        inputs = self.hashing.results()
+        self.clock.lap("write")
+        written.outcome.conflict = measure_conflict(self.plan, self.resources.workers)
+        self.clock.lap("conflict")
+        recipe_digest = hashlib.sha256(text).hexdigest()
+        content = describe(self.plan, written.outcome, inputs, self.resources, digests, self.clock.seconds(), recipe_digest)
+        write_json(stage / "rmkit.json", content)
+        if title is not None:
+            write_bytes(stage / PICTURE, picture(content).encode())
+            write_bytes(stage / "README.md", write_card(self.plan, content, title).encode())
+        return content
 
 
 def output_path(recipe: Recipe, out: Path | None) -> Path:
     """Where the result goes: the argument, else the recipe's `output.path` beside the recipe, else here by its name."""
     if out is not None:
-        path = out.expanduser().absolute()
+        path = as_path(str(out)).absolute()
     elif recipe.output.path:
-        path = (recipe.place / Path(recipe.output.path).expanduser()).absolute()
+        path = (recipe.place / as_path(recipe.output.path)).absolute()
     else:
         path = Path.cwd() / f"{recipe.title.replace('/', '-')}-merged"
     return path.parent.resolve() / path.name
 
 
-def _keep_inputs_apart(target: Path, inputs: Inputs, recipe: Recipe) -> None:
+def keep_inputs_apart(target: Path, inputs: Inputs, recipe: Recipe) -> None:
+    """Refuse an output that would hold, or lie in, an input or the recipe.
+
+    Raises: OutputError.
+    """
     target = target.resolve()
     for entry, adapter in zip(recipe.adapters, inputs.adapters, strict=True):
         folder = adapter.source.folder.resolve()

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from .conflict import Conflict
+from .memory import AnonymousPeak
+
 
 @dataclass(frozen=True)
 class SiteReport:
@@ -30,6 +33,9 @@ class Outcome:
     full2: float = 0.0
     peak_in_flight: int = 0
     seconds: float = 0.0
+    resumed: int = 0
+    conflict: Conflict | None = None
+    memory: AnonymousPeak = field(default_factory=AnonymousPeak)
     notes: list[str] = field(default_factory=list[str])
 
     @property

@@ -18,6 +18,9 @@ from .method import Coefficient, Elementwise, Equivariant, Factor
 from .plan import SiteStep
 from .spaces import Dense, Surveyed
 
+ROUNDING = 1e-9
+"""Share of a dense delta's energy that is taken for rounding, not for directions."""
+
 Delta = LowRank | InCore | Spectral | Dense
 
 
@@ -138,12 +141,25 @@ def _share(part: Tensor, whole: Tensor) -> Tensor:
 def singular_values(merged: MergedSite, step: SiteStep, energy: float | None, draws: KeyedDraws) -> Float[Tensor, "*batch k"]:
     """Singular values of a merged delta, float64, descending, zero beyond the numerical rank.
 
-    Of a dense delta only the leading ones: as many as hold the share `energy`, or the sum of the ranks.
+    Of a dense delta only the leading ones: as many as hold the share `energy`, followed by one value that stands for all the
+    others together, so that shares are those of the whole; or the sum of the ranks.
     """
     delta, rank = merged.delta, sum(step.ranks)
     if isinstance(delta, Dense) and energy is not None:
-        return compress_to_energy(delta, energy, rank, draws).spectral.s.double()
+        found = compress_to_energy(delta, energy, rank, draws)
+        values = found.spectral.s.double()
+        others = found.energy - values.square().sum()
+        return torch.cat([values, torch.where(others > ROUNDING * found.energy, others, 0.0).sqrt()[None]])
     return _decompose(delta, rank, draws)[0].s.double()
+
+
+def spectral(merged: MergedSite, rank: int, draws: KeyedDraws) -> tuple[Spectral, Float[Tensor, "*batch"]]:
+    """Singular values and vectors of a merged delta, and the share of its energy that they hold.
+
+    The share is less than 1 only where the delta is, or was, dense: of a dense one the leading `rank` directions are found.
+    """
+    found, held = _decompose(merged.delta, rank, draws)
+    return found, merged.retained.to(held) * held
 
 
 @dataclass(frozen=True)

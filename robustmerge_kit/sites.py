@@ -23,7 +23,9 @@ Factors = list[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class LoadedSite:
-    """One site's factors as read. `present` are the members whose delta is not zero, by position in the step."""
+    """The factors of one site, or of one fused expert, as read. `present` are the members whose delta is not zero, by position
+    in the step.
+    """
 
     step: SiteStep
     present: tuple[int, ...]
@@ -64,11 +66,12 @@ class Sites:
 
     def _each(self, steps: Sequence[SiteStep]) -> Generator[tuple[Represented, KeyedDraws, list[int]]]:
         for step in steps:
-            (group,) = group_sites((step,), [[member.factors.read() for member in step.members]])
-            site = group[0]
-            if site.present:
-                stack, draws = self.stack(group, self.device)
-                yield PreparedSite(stack, step).represent(), draws, [step.members[i].index for i in site.present]
+            groups = group_sites((step,), [[member.factors.read() for member in step.members]])
+            each = {site.step.site: site for group in groups for site in group}
+            for site in (each[one.site] for one in step.each()):
+                if site.present:
+                    stack, draws = self.stack([site], self.device)
+                    yield PreparedSite(stack, site.step).represent(), draws, [step.members[i].index for i in site.present]
 
     def stack(self, group: list[LoadedSite], device: torch.device) -> tuple[FactorStack, KeyedDraws]:
         """A group of sites as one stack, with a batch axis when there are several; its random numbers beside it."""
@@ -96,18 +99,35 @@ def _batch(tensors: list[Tensor], device: torch.device) -> Tensor:
 
 
 def group_sites(steps: Sequence[SiteStep], loaded: Sequence[Factors]) -> list[list[LoadedSite]]:
-    """Check the values read and split a batch by which adapters are zero, since a zero delta leaves the stack."""
+    """Check the values read and split them into batches of one shape, rank and set of adapters that are not zero.
+
+    A zero delta leaves the stack. Fused experts are sites of their own, called `site[e]`.
+    """
+    each = [one for step, factors in zip(steps, loaded, strict=True) for one in _experts(step, factors)]
     named = [
         (ref.where, values)
-        for step, factors in zip(steps, loaded, strict=True)
+        for step, factors in each
         for member, pair in zip(step.members, factors, strict=True)
         for ref, values in zip((member.factors.a, member.factors.b), pair, strict=True)
     ]
     zeros = iter(find_zeros(named))
-    groups: dict[tuple[int, ...], list[LoadedSite]] = defaultdict(list)
-    for step, factors in zip(steps, loaded, strict=True):
+    groups: dict[object, list[LoadedSite]] = defaultdict(list)
+    for step, factors in each:
         zero = [any([next(zeros), next(zeros)]) for _ in step.members]
         keeps_zero = getattr(step.method, "keeps_zero", False)
         present = tuple(i for i, is_zero in enumerate(zero) if keeps_zero or not is_zero)
-        groups[present].append(LoadedSite(step, present, factors))
-    return list(groups.values())
+        groups[present, step.cut].append(LoadedSite(step, present, factors))
+    return [batch for group in groups.values() for batch in _batches(group)]
+
+
+def _experts(step: SiteStep, factors: Factors) -> list[tuple[SiteStep, Factors]]:
+    if step.experts is None:
+        return [(step, factors)]
+    return [(one, [(a[e], b[e]) for a, b in factors]) for e, one in enumerate(step.each())]
+
+
+def _batches(group: list[LoadedSite]) -> list[list[LoadedSite]]:
+    """Experts in as many batches as the working memory asks for; other sites are in batches that fit already."""
+    step = group[0].step
+    size = len(group) if step.experts is None else step.experts_at_once
+    return [group[i : i + size] for i in range(0, len(group), size)]

@@ -107,7 +107,7 @@ class Object:
     @classmethod
     def of(cls, x: Float[Tensor, "*batch n rows cols"], part: str = "", valid: tuple[int, ...] | None = None) -> Object:
         """An object that is in memory as a whole."""
-        return cls(x.shape, _block_rows(x.shape, x.device), lambda start, stop: x[..., start:stop, :], part, True, None, valid)
+        return cls(x.shape, block_rows(x.shape, x.device), lambda start, stop: x[..., start:stop, :], part, True, None, valid)
 
     @property
     def numel(self) -> tuple[int, ...]:
@@ -271,10 +271,10 @@ def _full(stack: FactorStack) -> Represented:
             torch.matmul(b[t][..., start:stop, :], a[t], out=x[..., t, :, :])
         return x
 
-    return Represented((Object(shape, _block_rows(shape, a[0].device), make),), lambda merged: merged[0])
+    return Represented((Object(shape, block_rows(shape, a[0].device), make),), lambda merged: merged[0])
 
 
-def _block_rows(shape: torch.Size, device: torch.device) -> int:
+def block_rows(shape: torch.Size, device: torch.device) -> int:
     """Rows of a block: all of them, or a power of two. Fixed by shape and kind of device, so that results are too."""
     entries = BLOCK_ENTRIES.get(device.type, BLOCK_ENTRIES["cpu"])
     rows, per_row = shape[-2], max(1, shape.numel() // shape[-2])

@@ -3,11 +3,13 @@
 from .adapter import Adapter, Extra, ExtraKind, Layout, SiteFactors, SiteKind
 from .align import align, base_name
 from .check import check_values, find_zeros
+from .experts import Columns, is_target, pack, registered_order
 from .opened import read_json
 from .read import read_adapter
 
 __all__ = [
     "Adapter",
+    "Columns",
     "Extra",
     "ExtraKind",
     "Layout",
@@ -17,6 +19,9 @@ __all__ = [
     "base_name",
     "check_values",
     "find_zeros",
+    "is_target",
+    "pack",
     "read_adapter",
     "read_json",
+    "registered_order",
 ]

@@ -27,8 +27,9 @@ def align(adapters: Sequence[Adapter]) -> tuple[list[Adapter], list[str]]:
     _refuse_mixed_layouts(adapters)
     notes = [*_compare_files(adapters), *_compare_bases(adapters)]
     aligned, renamed = _align_names(adapters)
+    aligned, turned = _align_axes(aligned)
     _compare_shapes(aligned)
-    return aligned, [*notes, *renamed]
+    return aligned, [*notes, *renamed, *turned]
 
 
 def base_name(base: str) -> str:
@@ -52,7 +53,7 @@ def _compare_files(adapters: Sequence[Adapter]) -> list[str]:
     notes: list[str] = []
     seen: dict[tuple[str, ...], int] = {}
     for index, adapter in enumerate(adapters, 1):
-        weights = {ref.path for site in adapter.sites.values() for ref in (site.a, site.b)}
+        weights = {ref.path for site in adapter.sites.values() for ref in site.refs}
         key = (
             *sorted(str(path.resolve()) for path in weights),
             *(sorted(site.a.spec.name for site in adapter.sites.values())[:1]),
@@ -75,7 +76,8 @@ def _compare_bases(adapters: Sequence[Adapter]) -> list[str]:
         each = "; ".join(f"{next(iter(names))} ({', '.join(chain(*names.values()))})" for names in spelled.values())
         notes.append(f"the adapters name different bases: {each}")
     notes.extend(f"taken as the same base: {', '.join(names)}" for names in spelled.values() if len(names) > 1)
-    revisions = {revision: adapter.label for adapter in adapters if (revision := adapter.config.get("revision"))}
+    named = {str(adapter.config.get("revision") or ""): adapter.label for adapter in adapters}
+    revisions = {revision: label for revision, label in named.items() if revision}
     if len(revisions) > 1:
         notes.append(f"revisions of the base differ: {', '.join(f'{r} ({label})' for r, label in revisions.items())}")
     return notes
@@ -174,7 +176,33 @@ def _prefixes(mine: str, theirs: str) -> tuple[str, str, int]:
 
 
 def _shape(site: SiteFactors) -> tuple[int, ...]:
-    return (site.d_out, *site.kernel)
+    return (*((site.experts,) if site.kind == "experts" else ()), site.d_out, *site.kernel)
+
+
+def _align_axes(adapters: Sequence[Adapter]) -> tuple[list[Adapter], list[str]]:
+    """Fused experts seen with the axes the first adapter has: PEFT changed which axis A reads."""
+    first: dict[str, SiteFactors] = {}
+    aligned: list[Adapter] = []
+    notes: list[str] = []
+    for adapter in adapters:
+        sites = dict(adapter.sites)
+        for name, site in adapter.sites.items():
+            if site.kind == "experts" and _crosswise(first.setdefault(name, site), site):
+                sites[name] = site.flip()
+        count = sum(sites[name] is not site for name, site in adapter.sites.items())
+        if count:
+            notes.append(
+                f"{adapter.label}: {count} fused expert parameters were trained with A and B the other way round than in "
+                f"{adapters[0].label}; they are transposed, which changes no update"
+            )
+        aligned.append(replace(adapter, sites=sites) if count else adapter)
+    return aligned, notes
+
+
+def _crosswise(known: SiteFactors, site: SiteFactors) -> bool:
+    if known.d_out != known.d_in:
+        return (known.d_out, known.d_in) == (site.d_in, site.d_out)
+    return known.d_out == site.d_out and known.d_in == site.d_in and known.axes != site.axes
 
 
 def _compare_shapes(adapters: Sequence[Adapter]) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..disclosure import UNPRINTABLE
 from ..errors import InputError
-from .opened import scale_of
+from .opened import is_scale, scale_of
 from .patterns import Pattern
 
 KNOWN = frozenset(
@@ -66,6 +66,19 @@ _VARIANTS = {
     "enable_lora": "merged linears of early PEFT",
     "megatron_tp": "tensor parallelism",
 }
+_LONGEST = 4096
+_NAMES = "a list of names"
+_TYPES: dict[str, tuple[str, ...]] = {
+    "bias": ("text",),
+    "exclude_modules": ("text", _NAMES),
+    "modules_to_save": (_NAMES,),
+    "peft_version": ("text",),
+    "revision": ("text",),
+    "target_modules": ("text", _NAMES),
+    "target_parameters": ("text", _NAMES),
+    "task_type": ("text",),
+}
+"""What the keys may hold that are read as text; null is always allowed."""
 _MODIFIED_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
@@ -94,6 +107,7 @@ def check_config(config: Mapping[str, Any], where: str, allow: Collection[str]) 
 
     Raises: InputError naming the feature and what to do about it.
     """
+    _check_types(config, where)
     kind = config.get("peft_type")
     if kind is not None and str(kind).upper().rpartition(".")[2] != "LORA":
         raise InputError(
@@ -116,12 +130,6 @@ def check_config(config: Mapping[str, Any], where: str, allow: Collection[str]) 
             where=where,
             hint="it has no meaning as one static delta; leave it out",
         )
-    if config.get("target_parameters"):
-        raise InputError(
-            "fused expert parameters (target_parameters) are not supported in this version",
-            where=where,
-            hint="train or convert it with per-expert module names",
-        )
     _check_init(config.get("init_lora_weights", True), where, allow)
     unknown = sorted(set(config) - KNOWN - set(_VARIANTS))
     switched = [key for key in unknown if key.startswith("use_") and config[key]]
@@ -135,6 +143,15 @@ def check_config(config: Mapping[str, Any], where: str, allow: Collection[str]) 
         version = config.get("peft_version")
         return [f"written by PEFT {version or 'of unknown version'}, keys ignored: {', '.join(unknown)}"]
     return []
+
+
+def _check_types(config: Mapping[str, Any], where: str) -> None:
+    for key, expected in _TYPES.items():
+        value = config.get(key)
+        names = [value] if isinstance(value, str) else value if isinstance(value, list) and _NAMES in expected else None
+        if value is None or (names is not None and all(isinstance(name, str) and len(name) <= _LONGEST for name in names)):
+            continue
+        raise InputError(f"{key} is {value!r:.80}, not {' or '.join(expected)}", where=where)
 
 
 def _check_init(init: Any, where: str, allow: Collection[str]) -> None:
@@ -159,7 +176,7 @@ def read_scaling(config: Mapping[str, Any], where: str, alpha: float | None, not
     """
     stored = config.get("lora_alpha")
     if stored is not None and not _is_number(stored):
-        raise InputError(f"lora_alpha is {stored!r}, not a number", where=where)
+        raise InputError(f"lora_alpha is {stored!r:.80}, not a number", where=where)
     if alpha is None and stored is None:
         raise InputError(
             "lora_alpha is missing; it is not guessed", where=where, hint="give it on the adapter entry: alpha: 16"
@@ -167,13 +184,13 @@ def read_scaling(config: Mapping[str, Any], where: str, alpha: float | None, not
     if alpha is not None and stored is not None and alpha != stored:
         notes.append(f"alpha is {alpha:g} by the recipe, {stored:g} in the configuration")
     rank = config.get("r")
-    if rank is not None and (not isinstance(rank, int) or isinstance(rank, bool) or rank < 1):
-        raise InputError(f"r is {rank!r}, not a positive whole number", where=where)
+    if rank is not None and (not isinstance(rank, int) or not _is_number(rank) or rank < 1):
+        raise InputError(f"r is {rank!r:.80}, not a positive whole number", where=where)
     if rank is None:
         notes.append("r is missing in the configuration; ranks are taken from the tensors")
     root = config.get("use_rslora") or False
     if not isinstance(root, bool):
-        raise InputError(f"use_rslora is {root!r}, not true or false", where=where)
+        raise InputError(f"use_rslora is {root!r:.80}, not true or false", where=where)
     return Scaling(
         rank,
         float(alpha if alpha is not None else stored),  # pyright: ignore[reportArgumentType]
@@ -191,15 +208,20 @@ def _pattern(config: Mapping[str, Any], key: str, where: str) -> Pattern:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and is_scale(value)
 
 
 def base_of(config: Mapping[str, Any], notes: list[str]) -> str | None:
-    """The base the adapter was trained on, as written there."""
+    """The base the adapter was trained on, as written there.
+
+    Raises: InputError when it is no single line of text.
+    """
     base = config.get("base_model_name_or_path")
     if not isinstance(base, str) or not base.strip():
         notes.append("base_model_name_or_path is empty; the base is taken to be that of the other adapters")
         return None
+    if UNPRINTABLE.search(base):
+        raise InputError(f"base_model_name_or_path holds control characters: {base[:80]!r}")
     return base
 
 

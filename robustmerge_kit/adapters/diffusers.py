@@ -28,7 +28,7 @@ _PROCESSOR_KEY = re.compile(r"(?P<stem>.+)\.processor\.(?P<leaf>\w+)_lora\.(?P<h
 
 
 def read_diffusers(opened: Opened) -> Adapter:
-    """Read any of the three spellings; component prefixes stay in the site names.
+    """Read any of the three spellings; component prefixes stay in the site names. Its `config` is that of each component.
 
     Raises: InputError when the scale is not known, or for tensors that are no plain LoRA.
     """
@@ -46,7 +46,8 @@ def read_diffusers(opened: Opened) -> Adapter:
             halves[half][name] = raw
             current |= ".lora_A" in raw
     refuse_unpaired(halves["A"], halves["B"], where)
-    scalings = _metadata_scalings(opened)
+    settings = read_metadata(opened.weights.metadata, where)
+    scalings = _metadata_scalings(settings, opened)
     if current and not scalings and opened.alpha is None and not alphas:
         raise InputError(
             f"has no {METADATA} in its header, so the scale is not known",
@@ -64,9 +65,7 @@ def read_diffusers(opened: Opened) -> Adapter:
     if len(ranks) > 1 and not scalings and opened.alpha is None and all(site.scale == 1 for site in sites.values()):
         opened.notes.append(f"ranks differ ({sorted(ranks)}) and no alpha is stored; every module is read with scale 1")
     opened.notes.extend(dtype_notes([site.a for site in sites.values()]))
-    return Adapter(
-        opened.label, opened.source, "diffusers", sites, opened.config or {}, opened.files, {}, None, tuple(opened.notes)
-    )
+    return Adapter(opened.label, opened.source, "diffusers", sites, settings, opened.files, {}, None, tuple(opened.notes))
 
 
 def _take_apart(raw: str, where: str) -> tuple[str, str]:
@@ -86,24 +85,31 @@ def _take_apart(raw: str, where: str) -> tuple[str, str]:
     raise InputError(f"unexpected key {raw}", where=where, hint="a diffusers LoRA holds pairs of factors and alphas only")
 
 
-def _metadata_scalings(opened: Opened) -> dict[str, Scaling]:
-    """Component -> scaling, from the JSON in the header; the keys there are `component.key`."""
-    text = opened.weights.metadata.get(METADATA)
+def read_metadata(metadata: Mapping[str, str], where: str) -> dict[str, dict[str, Any]]:
+    """Component -> its settings, from the JSON in a file's header; keys are `component.key`, or plain in one model's file.
+
+    Raises: InputError when it is not a JSON object.
+    """
+    text = metadata.get(METADATA)
     if not text:
         return {}
     try:
         flat: Any = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"its header entry {METADATA} is not JSON", where=opened.where) from error
+        raise InputError(f"its header entry {METADATA} is not JSON", where=where) from error
     if not isinstance(flat, dict):
-        raise InputError(f"its header entry {METADATA} is not a JSON object", where=opened.where)
-    configs: dict[str, dict[str, Any]] = {}
+        raise InputError(f"its header entry {METADATA} is not a JSON object", where=where)
+    settings: dict[str, dict[str, Any]] = {}
     for key, value in flat.items():
-        component, _, rest = str(key).partition(".")
-        configs.setdefault(component, {})[rest] = value
+        component, dot, rest = str(key).partition(".")
+        settings.setdefault(component if dot else "", {})[rest or component] = value
+    return settings
+
+
+def _metadata_scalings(settings: Mapping[str, Mapping[str, Any]], opened: Opened) -> dict[str, Scaling]:
     scalings: dict[str, Scaling] = {}
-    for component, config in configs.items():
-        where = f"{opened.where}: {METADATA} of {component}"
+    for component, config in settings.items():
+        where = f"{opened.where}: {METADATA}" + (f" of {component}" if component else "")
         opened.notes.extend(check_config(config, where, opened.allow))
         _refuse_dora_flag(config, where)
         scalings[component] = read_scaling(config, where, opened.alpha, opened.notes)
@@ -119,6 +125,8 @@ def _scale(name: str, rank: int, stored: float | None, scalings: Mapping[str, Sc
     component, _, module = name.partition(".")
     if component in scalings:
         return scalings[component].scale(module, rank)
+    if "" in scalings:
+        return scalings[""].scale(name, rank)
     if opened.alpha is not None:
         return scale_of(opened.alpha, rank)
     return scale_of(stored, rank) if stored else 1.0

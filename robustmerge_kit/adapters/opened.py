@@ -6,11 +6,17 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from ..disclosure import UNPRINTABLE
 from ..errors import InputError
 from ..shards import Shard, TensorRef, TensorSpec, refuse_impostor_file
 from ..sources import Source
+from .experts import Axes
+
+JSON_LIMIT = 16 << 20
+"""Bytes of the largest configuration that is read; the real ones have a few thousand."""
+_LARGEST_SCALE = 1e18
 
 FACTOR_DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -28,6 +34,8 @@ class Opened:
     adapter_name: str | None = None
     alpha: float | None = None
     allow: Collection[str] = ()
+    expert_axes: Axes | None = None
+    expert_layout: Literal["peft", "unsloth"] | None = None
     notes: list[str] = field(default_factory=list[str])
 
     @property
@@ -46,22 +54,41 @@ class Opened:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file.
 
-    Raises: InputError for LFS pointers, web pages, anything that is not one JSON object.
+    Raises: InputError for LFS pointers, web pages, anything that is not one JSON object of sensible size, and for text that
+        holds control characters.
     """
+    where = str(path)
     refuse_impostor_file(path)
     try:
-        text = path.read_bytes()
+        with path.open("rb") as file:
+            text = file.read(JSON_LIMIT + 1)
     except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", where=str(path)) from error
+        raise InputError(f"cannot be read: {error.strerror}", where=where) from error
+    if len(text) > JSON_LIMIT:
+        raise InputError(f"is larger than {JSON_LIMIT >> 20} MiB, which no configuration is", where=where)
     try:
         parsed: Any = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"is not JSON (first bytes {text[:40]!r})", where=str(path), hint="download the adapter again"
-        ) from error
+        raise InputError(f"is not JSON ({error})", where=where, hint="download the adapter again") from error
     if not isinstance(parsed, dict):
-        raise InputError(f"is JSON, but a {type(parsed).__name__}, not an object", where=str(path))
+        raise InputError(f"is JSON, but a {type(parsed).__name__}, not an object", where=where)
+    if b"\\u" in text or b"\x7f" in text or not text.isascii():
+        _refuse_unprintable(parsed, where)
     return parsed  # pyright: ignore[reportUnknownVariableType]
+
+
+def _refuse_unprintable(document: Any, where: str) -> None:
+    """Text that a terminal would obey, or that shows itself as something else, has no place in a configuration."""
+    waiting: list[Any] = [document]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting.extend(key.replace("\n", "\0") for key in value)
+            waiting.extend(value.values())
+        elif isinstance(value, list):
+            waiting.extend(value)
+        elif isinstance(value, str) and UNPRINTABLE.search(value.replace("\n", " ").replace("\t", " ").replace("\r", " ")):
+            raise InputError(f"holds text with control characters: {value[:80]!r}", where=where)
 
 
 def refuse_empty(tensors: Mapping[str, TensorRef], where: str) -> None:
@@ -117,6 +144,16 @@ def dtype_notes(tensors: Collection[TensorRef]) -> list[str]:
     return [f"{count} tensors are float64; arithmetic is float32"] if count else []
 
 
+def is_scale(number: float) -> bool:
+    """Whether a number of any size can take part in a scale: finite, and small enough to leave room in float32."""
+    return abs(number) < _LARGEST_SCALE
+
+
 def scale_of(alpha: float, rank: int, *, root: bool = False) -> float:
-    """Alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA."""
+    """Alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA.
+
+    Raises: InputError for an alpha that is not finite, or too large for float32.
+    """
+    if not is_scale(alpha):
+        raise InputError(f"alpha is {alpha:g}, which is no scale")
     return alpha / (rank**0.5 if root else rank)

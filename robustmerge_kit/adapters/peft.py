@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from ..errors import InputError
 from ..shards import TensorRef
-from .adapter import Adapter, Extra, ExtraKind, SiteFactors, SiteKind
-from .config import Scaling, base_of, check_config, read_scaling, refuse_dora
+from .adapter import Adapter, SiteFactors, SiteKind
+from .config import Scaling, base_of, check_config, read_scaling
+from .experts import Behind, count_experts, decide_axes, find_parameters, warn_of_unsloth
+from .extras import read_extras
 from .keys import Key, choose_adapter, parse_keys
 from .opened import Opened, check_factor, dtype_notes, refuse_unpaired
 
@@ -32,14 +35,13 @@ def read_peft(opened: Opened) -> Adapter:
     notes.extend(remarks)
     keys, remarks = choose_adapter(keys, opened.adapter_name, where)
     notes.extend(remarks)
-    if any(key.leaf == "magnitude" for key in keys) or config.get("use_dora"):
-        refuse_dora(sum(key.leaf == "magnitude" for key in keys) or sum(key.leaf == "A" for key in keys), where)
     _refuse_unknown(keys, where)
-    sites = read_sites(keys, opened.tensors, scaling, where, notes)
+    sites = _read_sites(keys, opened, scaling)
     if not sites:
         shown = ", ".join(list(opened.tensors)[:5])
         raise InputError(f"holds no LoRA factors (keys: {shown})", where=where, hint="this is not a LoRA adapter")
-    extras = _read_extras(keys, opened.tensors, sites, config, where, notes)
+    sites = _with_magnitudes(sites, keys, opened)
+    extras = read_extras(keys, opened.tensors, sites, config, where, notes)
     notes.extend(dtype_notes([ref for site in sites.values() for ref in (site.a, site.b)]))
     base = base_of(config, notes)
     return Adapter(opened.label, opened.source, "peft", sites, config, opened.files, extras, base, tuple(notes))
@@ -69,13 +71,47 @@ def _refuse_unknown(keys: list[Key], where: str) -> None:
     )
 
 
-def read_sites(
-    keys: list[Key], tensors: Mapping[str, TensorRef], scaling: Scaling, where: str, notes: list[str]
-) -> dict[str, SiteFactors]:
-    """Pair the factors by module and check that they fit each other.
+def _read_sites(keys: list[Key], opened: Opened, scaling: Scaling) -> dict[str, SiteFactors]:
+    """Pair the factors by module, find out whose they are, and check that they fit each other.
 
-    Raises: InputError for unpaired or doubled factors, ranks that differ within a pair, grouped convolutions, nested wrappers.
+    Raises: InputError for unpaired or doubled factors, ranks that differ within a pair, grouped convolutions, and fused
+        experts that cannot be told apart.
     """
+    where, tensors = opened.where, opened.tensors
+    halves = _halves(keys, where)
+    linear = {module: (tensors[key.raw], tensors[halves["B"][module].raw]) for module, key in halves["A"].items()}
+    embedding = {
+        module: (tensors[key.raw], tensors[halves["embedding_B"][module].raw]) for module, key in halves["embedding_A"].items()
+    }
+    both = linear.keys() & embedding.keys()
+    if both:
+        raise InputError(f"module {min(both)} has both linear and embedding factors", where=where)
+    shapes = {module: (a.spec.shape, b.spec.shape) for module, (a, b) in linear.items()}
+    parameters = find_parameters(shapes, opened.config or {}, scaling.announced, where)
+    sites: dict[str, SiteFactors] = {}
+    odd: list[tuple[str, int, int]] = []
+    for module, (a, b) in (linear | embedding).items():
+        if module in parameters:
+            name, factors = _parameter_site(parameters[module], a, b, opened, scaling)
+        else:
+            name, factors = module, make_site(module, a, b, "linear" if module in linear else "embedding", where)
+            announced = scaling.announced(module)
+            if announced is not None and announced != factors.rank:
+                odd.append((module, factors.rank, announced))
+        sites[name] = replace(factors, scale=scaling.scale(name, factors.rank))
+    if odd:
+        module, real, announced = odd[0]
+        opened.notes.append(
+            f"{len(odd)} modules have another rank than the configuration says (first {module}: {real}, not {announced}); "
+            "the tensors win"
+        )
+    if any(site.kind == "experts" for site in sites.values()) and opened.expert_layout is None:
+        remark = warn_of_unsloth(opened.weights.path.parent, opened.config or {})
+        opened.notes.extend([remark] if remark else [])
+    return sites
+
+
+def _halves(keys: list[Key], where: str) -> dict[str, dict[str, Key]]:
     halves: dict[str, dict[str, Key]] = {leaf: {} for leaf in ("A", "B", "embedding_A", "embedding_B")}
     for key in keys:
         if key.leaf in halves:
@@ -85,34 +121,61 @@ def read_sites(
     raws = {leaf: {module: key.raw for module, key in half.items()} for leaf, half in halves.items()}
     refuse_unpaired(raws["A"], raws["B"], where)
     refuse_unpaired(raws["embedding_A"], raws["embedding_B"], where, ("lora_embedding_A", "lora_embedding_B"))
-    modules = halves["A"] | halves["embedding_A"]
-    for module in modules:
-        inner = module.removesuffix(".base_layer")
-        if inner != module and inner in modules:
+    return halves
+
+
+def _parameter_site(behind: Behind, a: TensorRef, b: TensorRef, opened: Opened, scaling: Scaling) -> tuple[str, SiteFactors]:
+    """The site of a parameter adapted by its name; a plain linear where the parameter is a module's only weight matrix."""
+    where = opened.where
+    pair = make_site(behind.site, a, b, "linear", where)
+    if len(a.spec.shape) != 2:
+        raise InputError(f"{behind.site}: {list(a.spec.shape)} is no factor of a parameter", where=where)
+    experts = count_experts(behind.site, a.spec.shape[0], scaling.announced(behind.site), where)
+    module, _, name = behind.site.rpartition(".")
+    if experts == 1 and name == "weight":
+        return module, pair
+    axes = decide_axes(behind.site, pair.d_in == pair.d_out, opened.config or {}, opened.expert_axes, where)
+    return behind.site, replace(
+        pair,
+        kind="experts",
+        experts=experts,
+        axes=axes,
+        columns=opened.expert_layout or "peft",
+        nesting=behind.nesting,
+    )
+
+
+def _with_magnitudes(sites: dict[str, SiteFactors], keys: list[Key], opened: Opened) -> dict[str, SiteFactors]:
+    """The sites with the magnitudes of DoRA where the file has them.
+
+    Raises: InputError for a magnitude without factors or of another length, and where use_dora promises one that is absent.
+    """
+    where = opened.where
+    found: dict[str, TensorRef] = {}
+    for key in keys:
+        if key.leaf != "magnitude":
+            continue
+        ref = opened.tensors[key.raw]
+        site = sites.get(key.module)
+        if site is None or site.kind == "experts":
+            raise InputError(f"{key.raw}: a magnitude of a module without plain factors", where=where)
+        if found.setdefault(key.module, ref) is not ref:
+            raise InputError(f"{found[key.module].spec.name} and {key.raw} are the same magnitude", where=where)
+        check_factor(ref.spec, where)
+        if ref.spec.numel != site.d_out:
+            raise InputError(f"{key.raw} is {list(ref.spec.shape)}, but the module has {site.d_out} outputs", where=where)
+    config = opened.config or {}
+    if config.get("use_dora"):
+        bare = [name for name, site in sites.items() if name not in found and site.kind != "experts"]
+        if bare:
             raise InputError(
-                f"{inner}: fused expert parameters (target_parameters) are not supported in this version",
+                f"use_dora is set, but {len(bare)} modules have no lora_magnitude_vector (first {bare[0]})",
                 where=where,
-                hint="train or convert it with per-expert module names",
+                hint="the file was saved or cut in part; save it again with PEFT",
             )
-    sites: dict[str, SiteFactors] = {}
-    odd: list[tuple[str, int, int]] = []
-    for module, key in modules.items():
-        kind: SiteKind = "linear" if module in halves["A"] else "embedding"
-        if module in halves["A"] and module in halves["embedding_A"]:
-            raise InputError(f"module {module} has both linear and embedding factors", where=where)
-        other = halves["B"][module] if kind == "linear" else halves["embedding_B"][module]
-        site = make_site(module, tensors[key.raw], tensors[other.raw], kind, where)
-        announced = scaling.announced(module)
-        if announced is not None and announced != site.rank:
-            odd.append((module, site.rank, announced))
-        sites[module] = SiteFactors(site.a, site.b, scaling.scale(module, site.rank), site.kind)
-    if odd:
-        module, real, announced = odd[0]
-        notes.append(
-            f"{len(odd)} modules have another rank than the configuration says (first {module}: {real}, not {announced}); "
-            "the tensors win"
-        )
-    return sites
+    elif found and opened.config is not None:
+        opened.notes.append(f"{len(found)} modules have a magnitude although use_dora is not set; they are read as DoRA")
+    return {name: replace(site, magnitude=found.get(name)) for name, site in sites.items()}
 
 
 def make_site(module: str, a: TensorRef, b: TensorRef, kind: SiteKind, where: str) -> SiteFactors:
@@ -143,67 +206,3 @@ def make_site(module: str, a: TensorRef, b: TensorRef, kind: SiteKind, where: st
             hint="the two halves come from different adapters",
         )
     return SiteFactors(a, b, 1.0, kind)
-
-
-def _read_extras(
-    keys: list[Key],
-    tensors: Mapping[str, TensorRef],
-    sites: Mapping[str, SiteFactors],
-    config: Mapping[str, Any],
-    where: str,
-    notes: list[str],
-) -> dict[str, Extra]:
-    """Every tensor that is no factor: one spelling each, the trained value first; what is dropped is named."""
-    saved_modules = [name for name in config.get("modules_to_save") or () if isinstance(name, str)]
-    biases = config.get("bias", "none") not in ("none", None)
-    spelled: dict[str, list[tuple[int, Key, ExtraKind]]] = {}
-    for key in keys:
-        if key.leaf == "lora_bias":
-            spelled.setdefault(f"{key.module}.lora_B.bias", []).append((0, key, "lora_bias"))
-        elif key.leaf == "tokens":
-            spelled.setdefault(key.module, []).append((0, key, "tokens"))
-        elif key.leaf in ("plain", "saved", "original"):
-            name, order = _plain_name(key, sites)
-            module = name.rpartition(".")[0]
-            is_bias = biases and key.leaf != "saved" and name.endswith(".bias") and not _is_saved(module, saved_modules)
-            spelled.setdefault(name, []).append((order, key, "bias" if is_bias else "saved"))
-    extras: dict[str, Extra] = {}
-    dropped: list[str] = []
-    for name, candidates in spelled.items():
-        order, key, kind = min(candidates, key=lambda candidate: candidate[0])
-        dropped.extend(other.raw for _, other, _ in candidates if other is not key)
-        if order == _ORIGINAL:
-            dropped.append(key.raw)
-        else:
-            extras[name] = Extra(tensors[key.raw], kind)
-    if dropped:
-        notes.append(
-            f"{len(dropped)} tensors are untrained copies or second spellings and are not used ({', '.join(dropped[:3])})"
-        )
-    lost = [
-        name for name, extra in extras.items() if extra.kind == "lora_bias" and name.removesuffix(".lora_B.bias") not in sites
-    ]
-    if lost:
-        raise InputError(f"{lost[0]} belongs to a module without factors", where=where)
-    return extras
-
-
-_ORIGINAL = 3
-
-
-def _plain_name(key: Key, sites: Mapping[str, SiteFactors]) -> tuple[str, int]:
-    """(name of the tensor in the plain model, order of preference among its spellings)."""
-    if key.leaf == "saved":
-        return key.module, 0
-    if key.leaf == "original":
-        return key.module, _ORIGINAL
-    head, found, tail = key.module.rpartition(".base_layer.")
-    if found and head in sites:
-        return f"{head}.{tail}", 2
-    return key.module, 1
-
-
-def _is_saved(module: str, saved: list[str]) -> bool:
-    """PEFT matches saved modules by the ending of their name; what lies below them is saved with them."""
-    parts = module.split(".")
-    return any(".".join(parts[: end + 1]).endswith(name) for end in range(len(parts)) for name in saved)

@@ -8,14 +8,17 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 from ..errors import InputError
 from ..folders import CONFIG, MODEL_CONFIG, Contents, find_adapter, refuse_by_name
+from ..links import refuse_leading_out
 from ..shards import Shard, open_tensors, surely_holds
 from ..sources import Source
 from . import diffusers, kohya, numbered
 from .adapter import Adapter, Extra, SiteFactors
 from .diffusers import read_diffusers
+from .experts import Axes
 from .kohya import read_kohya
 from .llava import MODEL_TYPES, read_llava
 from .mlx import read_mlx
@@ -36,18 +39,26 @@ def read_adapter(
     alpha: float | None = None,
     rename: Mapping[str, str] | None = None,
     allow: Collection[str] = (),
+    expert_axes: Axes | None = None,
+    expert_layout: Literal["peft", "unsloth"] | None = None,
 ) -> Adapter:
     """Read an adapter of any known layout, headers only; torch is imported for `.bin` and `.pt` files alone.
 
     adapter_name: which adapter of a file or folder that holds several. alpha: replaces the stored alpha.
-    rename: {from: to} rewrites leading module names. allow: "modified_init" accepts PiSSA-like adapters.
+    rename: {from: to} rewrites leading module names. allow: "modified_init" accepts PiSSA-like adapters, "links" files that are
+    links out of the folder; a file that `source` names itself may be one.
+    expert_axes, expert_layout: how factors of fused experts lie, where the files do not tell; see experts.py.
     Raises: InputError for everything that is broken, unknown, or not a plain LoRA delta, by name.
     """
     found = _locate(source, adapter_name)
     folder = source.folder / found.child
+    if "links" not in allow:
+        names = (found.config, *found.beside, *found.alternatives, MODEL_CONFIG, "README.md")
+        refuse_leading_out(folder, names if source.file else (found.weights, *names), source.folder)
     name = None if found.child and found.child == adapter_name else adapter_name
     read = _read_files if found.weights.endswith(".safetensors") else _read_files.__wrapped__
-    adapter = read(folder, found, _stamps(folder, found), name, alpha, tuple(allow))
+    experts = expert_axes, expert_layout
+    adapter = read(folder, found, _stamps(folder, found), name, alpha, tuple(allow), experts)
     adapter = replace(adapter, label=label, source=replace(source, folder=folder))
     return _rename(adapter, rename) if rename else adapter
 
@@ -55,7 +66,7 @@ def read_adapter(
 def _stamps(folder: Path, found: Contents) -> tuple[tuple[int, int, int] | None, ...]:
     """What changes when a file does: identity, size, time of change."""
     stamps: list[tuple[int, int, int] | None] = []
-    for name in (found.config, found.weights, *found.beside, *found.alternatives, MODEL_CONFIG):
+    for name in (found.config, found.weights, *found.beside, *found.alternatives, MODEL_CONFIG, "README.md"):
         try:
             stat = (folder / name).stat() if name else None
         except OSError:
@@ -72,6 +83,7 @@ def _read_files(
     adapter_name: str | None,
     alpha: float | None,
     allow: tuple[str, ...],
+    experts: tuple[Axes | None, Literal["peft", "unsloth"] | None],
 ) -> Adapter:
     """The adapter, still without label; remembered while its files stay the same, as many recipes share their inputs."""
     notes = list(found.notes)
@@ -92,6 +104,8 @@ def _read_files(
         adapter_name=adapter_name,
         alpha=alpha,
         allow=allow,
+        expert_axes=experts[0],
+        expert_layout=experts[1],
         notes=notes,
     )
     return _read_layout(opened)
@@ -203,9 +217,10 @@ def _rename(adapter: Adapter, rename: Mapping[str, str]) -> Adapter:
     Raises: InputError when a prefix fits nothing, or two names become one.
     """
     used: set[str] = set()
+    longest_first = sorted(rename, key=len, reverse=True)
 
     def new_name(name: str) -> str:
-        for old in sorted(rename, key=len, reverse=True):
+        for old in longest_first:
             stem = old.removesuffix(".")
             if stem and name != stem and not name.startswith(f"{stem}."):
                 continue

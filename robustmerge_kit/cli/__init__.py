@@ -15,12 +15,18 @@ from .failures import guarded
 
 COMMANDS = {
     "run": ("run", "Merge: recipe in, adapter out."),
+    "batch": ("batch", "Merge many recipes: on one machine, several GPUs, or a Ray cluster."),
     "plan": ("plan", "Show what a recipe would do; reads headers only."),
     "validate": ("plan", "Check recipes and their inputs; the exit code says it."),
+    "lock": ("lock", "Write down commits, hashes and versions, for `run --locked`."),
     "methods": ("methods", "List the merge methods, or print one method's manual page."),
     "schema": ("methods", "Print the JSON Schema of a recipe, for editors."),
     "init": ("start", "Write a commented recipe for some adapters."),
+    "convert": ("convert", "Write an adapter in another layout or file format."),
+    "push": ("push", "Upload a finished output to the Hub, with its card."),
     "inspect": ("inspect", "Show what adapters consist of, and what is wrong with them."),
+    "analyze": ("analyze", "Show which adapters fight, and what a recipe's merge does to them."),
+    "diff": ("diff", "Show how two adapters, or two models, differ."),
 }
 """Command -> module and one-line help, so that `--help` imports none of them."""
 
@@ -53,8 +59,8 @@ class LazyGroup(click.Group):
 def rmkit() -> None:
     """Merge LoRA adapters of one base model, described by a recipe.
 
-    Exit codes: 0 done, 2 command line or recipe, 3 input, 4 plan, 5 output, 6 plugin, 70 bug,
-    130 interrupted, 141 output closed early, 143 terminated.
+    Exit codes: 0 done, 1 the answer is no, 2 command line or recipe, 3 input, 4 plan, 5 output,
+    6 plugin, 70 bug, 130 interrupted, 141 output closed early, 143 terminated.
     """
 
 

@@ -31,6 +31,7 @@ def inspect(adapters: tuple[str, ...], headers: bool, sites: bool, as_json: bool
                  of the singular values of all sites that are not zero; largest over smallest
     |B|/|A|      how the update is split between the two factors: 1 is balanced; the median
     zero A, B    rows of A and columns of B that are all zero
+    dead         of the rank-one terms B A consists of, those at most a thousandth of their site's largest
     NaN, Inf     values that are not numbers, and infinite ones
 
     Exit code: 3 when an adapter cannot be read or holds NaN or infinity, else 0.

@@ -15,7 +15,6 @@ NOT_NEEDED = {
     "gpu_rich": "tensors go to the device they are merged on",
     "async_write": "reading, merging and writing always overlap",
     "write_threads": "one writer keeps up with the disk",
-    "copy_tokenizer": "an adapter has no tokenizer of its own",
     "lazy_unpickle": "inputs are always read lazily",
     "safe_serialization": "safetensors is what is written",
     "trust_remote_code": "no code of a model is ever run",
@@ -23,7 +22,6 @@ NOT_NEEDED = {
     "lora_merge_cache": "adapters are merged without baking them into the base",
     "lora_merge_dtype": "arithmetic is float32 with one rounding at the end",
     "multi_gpu": "choose one with --device",
-    "out_shard_size": "an adapter is one file",
 }
 
 REFUSED = {
@@ -35,8 +33,6 @@ REFUSED = {
 
 def mergekit_flags(command: Command) -> Command:
     """Add mergekit's flags to a command; they reach it as one mapping `mergekit`."""
-    from .options import ShardSize
-
     def flag(*names: str) -> Callable[[Command], Command]:
         return click.option(*names, is_flag=True, default=None, hidden=True)
 
@@ -44,7 +40,6 @@ def mergekit_flags(command: Command) -> Command:
         *(flag(f"--{name.replace('_', '-')}") for name in ("read_to_gpu", "low_cpu_memory", "gpu_rich", "trust_remote_code")),
         *(flag(f"--{name.replace('_', '-')}") for name in ("multi_gpu", "allow_crimes", "unsafe_truncate_embeddings")),
         flag("--async-write/--no-async-write"),
-        flag("--copy-tokenizer/--no-copy-tokenizer"),
         flag("--lazy-unpickle/--no-lazy-unpickle"),
         flag("--safe-serialization"),
         flag("--no-safe-serialization"),
@@ -52,7 +47,6 @@ def mergekit_flags(command: Command) -> Command:
         click.option("--write-threads", type=int, default=None, hidden=True),
         click.option("--lora-merge-cache", default=None, hidden=True),
         click.option("--lora-merge-dtype", default=None, hidden=True),
-        click.option("--out-shard-size", type=ShardSize(), default=None, hidden=True),
     ]
     for option in options:
         command = option(command)

@@ -40,6 +40,12 @@ class ShardSize(Size):
         return int(float(billion[1]) * 10**9) if billion else super().convert(value, param, ctx)
 
 
+def recipe_options(command: Command) -> Command:
+    """--set, for commands that load recipes with `recipe.load_recipe(reference, recipe.parse_settings(settings))`."""
+    help_text = "Give a variable of the recipe's vars another value; may stand several times."
+    return click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help=help_text)(command)
+
+
 def output_options(command: Command) -> Command:
     """--json, --quiet, --debug."""
     for option in (

@@ -9,22 +9,24 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import RmkitError, Several
-from .options import output_options
+from .options import output_options, recipe_options
 
 if TYPE_CHECKING:
     from ..plan import Plan
 
 
 @click.command()
-@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("recipe")
 @click.argument("out", type=click.Path(path_type=Path), required=False)
+@recipe_options
 @output_options
-def plan(recipe: Path, out: Path | None, as_json: bool, quiet: bool, debug: bool) -> None:
+def plan(recipe: str, out: Path | None, settings: tuple[str, ...], as_json: bool, quiet: bool, debug: bool) -> None:
     """Show what RECIPE would do: sites, ranks, sizes, memory, disk. Reads headers only."""
     from ..disk import free_bytes
     from ..merge import output_path, prepare
+    from ..recipe import load_recipe, parse_settings
 
-    prepared = prepare(recipe, out)
+    prepared = prepare(load_recipe(recipe, parse_settings(settings)), out)
     target = output_path(prepared.recipe, out)
     content = {**describe(prepared), "output_path": str(target), "free_disk_bytes": free_bytes(target)}
     if as_json:
@@ -91,24 +93,27 @@ def _print(content: dict[str, Any], quiet: bool) -> None:
 
 
 @click.command()
-@click.argument("recipes", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("recipes", nargs=-1, required=True)
+@recipe_options
 @output_options
-def validate(recipes: tuple[Path, ...], as_json: bool, quiet: bool, debug: bool) -> int:
+def validate(recipes: tuple[str, ...], settings: tuple[str, ...], as_json: bool, quiet: bool, debug: bool) -> int:
     """Check RECIPES against the schema and against their inputs; weights are not read."""
     from ..merge import prepare
+    from ..recipe import load_recipe, parse_settings
 
+    values = parse_settings(settings)
     results: list[dict[str, Any]] = []
     code = 0
     for recipe in recipes:
         try:
-            prepare(recipe)
-            results.append({"recipe": str(recipe), "ok": True, "errors": []})
+            prepare(load_recipe(recipe, values))
+            results.append({"recipe": recipe, "ok": True, "errors": []})
             if not quiet and not as_json:
                 click.echo(f"{recipe}: ok")
         except RmkitError as error:
             parts = error.errors if isinstance(error, Several) else (error,)
             listing = [{"where": part.where, "what": part.what, "hint": part.hint} for part in parts]
-            results.append({"recipe": str(recipe), "ok": False, "errors": listing})
+            results.append({"recipe": recipe, "ok": False, "errors": listing})
             code = code or error.exit_code
             for part in parts:
                 click.echo(f"error: {part}", err=True)

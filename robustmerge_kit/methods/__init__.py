@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, entry_points, version
 
+from .. import __version__
 from ..errors import PluginError, RecipeError
 from ..method import Method
 from . import (
@@ -84,6 +85,20 @@ def find(name: str) -> Method:
         hint = f"did you mean {' or '.join(near)}?" if near else "`rmkit methods` lists all"
         raise RecipeError(f"no merge method is called {name!r}", hint=hint)
     return _load(plugin)
+
+
+def provider(name: str) -> str:
+    """The package that offers a method and its version, as `robustmerge-kit 0.1.0`.
+
+    Raises: what `find` raises.
+    """
+    find(name)
+    if name in _BY_NAME:
+        return f"robustmerge-kit {__version__}"
+    plugin = _plugins().get(name)
+    if plugin is None:
+        return f"mergekit {version('mergekit')}"
+    return f"{plugin.dist.name} {plugin.dist.version}" if plugin.dist is not None else plugin.value
 
 
 @cache

@@ -33,7 +33,7 @@ from ..method import Coefficient, Params
 class Karcher(Params):
     """Settings of karcher."""
 
-    max_iter: Annotated[int, Field(ge=0)] = 10
+    max_iter: Annotated[int, Field(ge=0, le=100_000)] = 10
     tol: Annotated[float, Field(gt=0, lt=1)] = 1e-5
 
 

@@ -35,8 +35,8 @@ class LoraLego(Params):
     """Settings of lora_lego."""
 
     rank: Annotated[int, Field(ge=1)] | None = None
-    n_init: Annotated[int, Field(ge=1)] = 10
-    max_iter: Annotated[int, Field(ge=1)] = 300
+    n_init: Annotated[int, Field(ge=1, le=1000)] = 10
+    max_iter: Annotated[int, Field(ge=1, le=100_000)] = 300
     output_scale: Literal["total", "single"] = "total"
 
 

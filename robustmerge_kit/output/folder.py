@@ -14,6 +14,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 from ..errors import OutputError
+from .journal import journalled_identity
 
 _RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
@@ -21,35 +22,59 @@ _AT_FDCWD = -100
 
 
 @contextlib.contextmanager
-def staged(target: Path, overwrite: bool) -> Generator[Path]:
-    """A fresh folder to fill; it takes the name `target` when the block ends without an exception, and vanishes otherwise.
+def staged(target: Path, overwrite: bool, identity: str | None = None) -> Generator[Path]:
+    """A folder to fill; it takes the name `target` when the block ends without an exception, and vanishes otherwise.
 
     `overwrite` lets it replace what is there, in one step: at every moment the name stands for the old folder or the new one.
+    `identity` stands for what will be written: a folder that a run with the same identity left unfinished, with a journal, is
+    given again, and one that a full disk or a signal leaves unfinished stays.
 
     Raises: OutputError when the target exists, cannot be created, or another run is writing it.
     """
     target = Path(os.path.realpath(target))
     repair(target)
     check_free(target, overwrite)
-    _remove_stale(target)
+    stage = _unfinished(target, identity)
+    _remove_stale(target, stage)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        stage = _sibling(target, "part")
-        stage.mkdir()
+        if stage is None:
+            stage = _sibling(target, "part")
+            stage.mkdir()
     except OSError as error:
         raise OutputError.from_os(error, target) from error
     lock = os.open(stage, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    finished = False
     try:
-        _lock(lock)
+        _lock_for(lock, target)
         yield stage
+        finished = True
         _sync_tree(stage)
         try:
             _publish(stage, target, overwrite)
         except OSError as error:
             raise OutputError.from_os(error, target) from error
+    except BaseException as error:
+        finished = finished or identity is None or (isinstance(error, Exception) and not isinstance(error, OutputError))
+        raise
     finally:
         os.close(lock)
-        shutil.rmtree(stage, ignore_errors=True)
+        if finished:
+            shutil.rmtree(stage, ignore_errors=True)
+
+
+def unfinished_bytes(target: Path, identity: str | None) -> int:
+    """Bytes that an unfinished run with this identity has written already."""
+    stage = _unfinished(Path(os.path.realpath(target)), identity)
+    return sum(path.stat().st_blocks * 512 for path in stage.rglob("*") if path.is_file()) if stage else 0
+
+
+def _unfinished(target: Path, identity: str | None) -> Path | None:
+    """The stage of an earlier run with this identity, as its journal says."""
+    if identity is None:
+        return None
+    stages = target.parent.glob(f".{_escape(target.name)}.rmkit-part-*")
+    return next((stage for stage in sorted(stages) if journalled_identity(stage) == identity), None)
 
 
 def check_free(target: Path, overwrite: bool) -> None:
@@ -91,6 +116,15 @@ def repair(target: Path) -> None:
             (stage if stage.exists() else old).rename(target)
         shutil.rmtree(old, ignore_errors=True)
         journal.unlink(missing_ok=True)
+
+
+def clear_leftovers(target: Path) -> None:
+    """Finish or remove what killed runs left beside the target.
+
+    Raises: OutputError when a run is writing it.
+    """
+    repair(target)
+    _remove_stale(target)
 
 
 def _journalled(text: str, target: Path) -> tuple[Path, Path]:
@@ -144,12 +178,14 @@ def _renameat2(source: Path, destination: Path, flags: int) -> bool:
     raise OSError(code, os.strerror(code), str(destination))
 
 
-def _remove_stale(target: Path) -> None:
-    """Remove what a killed run left behind.
+def _remove_stale(target: Path, kept: Path | None = None) -> None:
+    """Remove what killed runs left behind, except a stage that is `kept`.
 
     Raises: OutputError when another run is writing the same target.
     """
     for stage in target.parent.glob(f".{_escape(target.name)}.rmkit-part-*"):
+        if stage == kept:
+            continue
         with _unowned(stage, target):
             shutil.rmtree(stage, ignore_errors=True)
     for old in target.parent.glob(f".{_escape(target.name)}.rmkit-old-*"):
@@ -165,25 +201,23 @@ def _unowned(stage: Path, target: Path) -> Generator[None]:
         yield
         return
     try:
-        _lock(lock)
+        _lock_for(lock, target)
         yield
-    except BlockingIOError as error:
-        raise OutputError(
-            "another rmkit run is writing it", where=str(target), hint="wait for that run or choose another name"
-        ) from error
     finally:
         os.close(lock)
 
 
-def _lock(folder: int) -> None:
-    """Lock an open folder; where the file system has no locks, go without.
+def _lock_for(folder: int, target: Path) -> None:
+    """Lock an open stage; where the file system has no locks, go without.
 
-    Raises: BlockingIOError when another process holds the lock.
+    Raises: OutputError when another process holds the lock.
     """
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
+    except BlockingIOError as error:
+        raise OutputError(
+            "another rmkit run is writing it", where=str(target), hint="wait for that run or choose another name"
+        ) from error
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EBADF, errno.EINVAL, errno.ENOSYS):
             raise

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..conflict import Conflict
+from ..disclosure import publishable
+from ..memory import anonymous, peak_resident
 from ..outcome import Outcome
 from ..plan import Plan, serving_hint
+from ..recipe import Recipe
+from ..recipe.front_matter import licence_beside
 from ..resources import Resources
 from ..sources import FileDigest
 
@@ -32,20 +37,17 @@ def describe(
     timings: Mapping[str, float],
     recipe_digest: str,
 ) -> dict[str, Any]:
-    """The receipt's content. Paths are those the user wrote: no home folder of anybody is recorded."""
-    import numpy
-    import torch
-
-    return {
-        "rmkit": __version__,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": numpy.__version__,
-            "platform": f"{platform.system()} {platform.machine()}",
-        },
+    """The receipt's content. Paths are those the user wrote, with `~` for the home folder; recipes' texts stay as they are."""
+    content = {
+        **versions(),
         "device": _device(resources),
-        "recipe": {"file": "rmkit_recipe.yaml", "sha256": recipe_digest, "name": plan.recipe.name, "seed": plan.recipe.seed},
+        "recipe": {
+            "file": "rmkit_recipe.yaml",
+            "sha256": recipe_digest,
+            "name": plan.recipe.name,
+            "seed": plan.recipe.seed,
+            **_composition(plan.recipe),
+        },
         "settings": {
             "merge_method": plan.recipe.merge_method,
             "missing": plan.recipe.missing,
@@ -59,11 +61,13 @@ def describe(
                 "revision": adapter.source.revision,
                 "layout": adapter.layout,
                 "base_model": adapter.base,
+                "license": licence_beside(adapter.source.folder),
                 "files": [{"name": path.name, **asdict(digests[path])} for path in adapter.files],
             }
             for index, adapter in enumerate(plan.adapters)
         ],
         "output": {
+            "kind": plan.recipe.output.kind,
             "layout": plan.target.layout,
             "dtype": plan.dtype,
             "rank": plan.rank,
@@ -78,11 +82,38 @@ def describe(
             "norm": outcome.norm2**0.5,
         },
         "sites": [_site(asdict(report), plan) for report in outcome.sites],
+        "conflict": _conflict(outcome.conflict, plan),
         "dropped": list(plan.dropped),
         "notes": [*plan.notes, *_duplicates(plan, digests), *outcome.notes],
         "timings": dict(timings),
-        "memory": {"peak_in_flight": outcome.peak_in_flight, **peak_memory()},
+        "memory": {"peak_in_flight": outcome.peak_in_flight, "peak_anonymous": outcome.memory.most, **peak_memory()},
     }
+    return publishable(content, verbatim=("text",))
+
+
+def versions() -> dict[str, Any]:
+    """The entries of every receipt that say which programs made the output."""
+    import numpy
+    import torch
+
+    return {
+        "rmkit": __version__,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": numpy.__version__,
+            "platform": f"{platform.system()} {platform.machine()}",
+        },
+    }
+
+
+def _composition(recipe: Recipe) -> dict[str, Any]:
+    """What the recipe was made from. The text of its files stands here where `rmkit_recipe.yaml` is not that text."""
+    files: list[dict[str, Any]] = []
+    for file in recipe.origin.files:
+        about = {"reference": file.reference, "revision": file.revision, "size": file.size, "sha256": file.sha256}
+        files.append({**about, "text": file.text} if recipe.origin.composed else about)
+    return {"composed": recipe.origin.composed, "variables": dict(recipe.vars), "files": files}
 
 
 def _duplicates(plan: Plan, digests: Mapping[Path, FileDigest]) -> list[str]:
@@ -110,32 +141,19 @@ def _device(resources: Resources) -> dict[str, Any]:
     return {"type": kind.type, "name": name, "workers": resources.workers, "memory": resources.memory}
 
 
+def _conflict(conflict: Conflict | None, plan: Plan) -> dict[str, Any] | None:
+    """Cosines of the inputs' updates, in the order of `inputs`, and the two that are least alike."""
+    if conflict is None:
+        return None
+    lowest = None
+    if conflict.lowest:
+        first, second = conflict.lowest
+        inputs = [plan.adapters[first].label, plan.adapters[second].label]
+        lowest = {"inputs": inputs, "cosine": conflict.cosines[first][second]}
+    return {"cosines": [list(row) for row in conflict.cosines], "lowest": lowest, "sites": conflict.sites}
+
+
 def peak_memory() -> dict[str, int]:
     """Bytes of this process as the kernel counts them: peak of everything resident, and what is anonymous now."""
-    wanted = {"VmHWM": "peak_resident", "RssAnon": "anonymous_at_end"}
-    found: dict[str, int] = {}
-    status = Path("/proc/self/status")
-    for line in status.read_text().splitlines() if status.exists() else ():
-        key, _, value = line.partition(":")
-        if key in wanted:
-            found[wanted[key]] = int(value.split()[0]) * 1024
-    return found
-
-
-def summary(content: Mapping[str, Any], folder: Path) -> Sequence[str]:
-    """A few lines for a human, from a receipt."""
-    totals, output = content["totals"], content["output"]
-    rank = f"rank {output['rank']}" if output["rank"] else "ranks by site"
-    lines = [
-        f"merged {len(content['inputs'])} adapters at {totals['sites']} sites into {folder}",
-        f"{content['settings']['merge_method']}, {rank}, {output['dtype']}, {content['timings']['total']:.2f} s",
-        f"energy kept {totals['retained_energy']:.4%}, rounding error {totals['rounding_error']:.2e}",
-    ]
-    if totals["retained_energy"] < 0.9:
-        lines.append(
-            f"warning: the rank limit loses {1 - totals['retained_energy']:.1%} of the merged update; "
-            "raise output.rank to keep more"
-        )
-    if content["serving"]:
-        lines.append(content["serving"].replace("FOLDER", str(folder)))
-    return lines
+    resident = peak_resident()
+    return {} if resident is None else {"peak_resident": resident, "anonymous_at_end": anonymous()}

@@ -14,25 +14,24 @@ from ..methods import find
 from ..recipe import Recipe, SiteSettings, count_layers, effective_settings, resolve_params, same_everywhere, stack_name
 from ..spaces import rank as rank_in_space
 from ..transforms import Post
+from .experts import common_columns, nest_experts
 from .extras import plan_extras
+from .fold import DEFAULT_LAYOUT, Layout, plan_fold
+from .gather import Inputs
 from .legality import resolve_post, resolve_pre, resolve_space
 from .llava import llava_target
 from .profiles import check_profile, served_rank
 from .steps import Member, Plan, SiteStep
-from .targets import Target, peft, same
+from .targets import Target, model, peft, same
 
 
-def make_plan(recipe: Recipe, adapters: Sequence[Adapter], notes: Sequence[str] = ()) -> Plan:
-    """Plan a merge of aligned adapters; headers only.
+def make_plan(recipe: Recipe, inputs: Inputs, layout: Layout = DEFAULT_LAYOUT) -> Plan:
+    """Plan a merge of aligned adapters; headers only. `layout`: how a folded model is split into files.
 
     Raises: PlanError (all problems at once) when recipe and inputs do not fit together.
     """
-    if recipe.output.kind == "model":
-        raise PlanError(
-            "output.kind: model is not available in this version, only adapters are written",
-            hint="write an adapter and fold it with PEFT's merge_and_unload",
-        )
-    target = _target(recipe, adapters)
+    adapters = nest_experts(inputs.adapters)
+    target = replace(_target(recipe, adapters), columns=common_columns(adapters))
     dtype = recipe.output.dtype or _widest(adapters)
     sites = sorted({site for adapter in adapters for site in adapter.sites})
     _check_missing(recipe, adapters, sites)
@@ -54,16 +53,24 @@ def make_plan(recipe: Recipe, adapters: Sequence[Adapter], notes: Sequence[str] 
     raise_all(errors.values())
     if not steps:
         raise PlanError("every weight is 0: there is nothing to merge", hint="give at least one adapter a weight")
-    extras, dropped = plan_extras(recipe, adapters, target, recipe.output.dtype)
+    fold = None
+    if recipe.output.kind == "model":
+        assert inputs.base is not None
+        fold = plan_fold(recipe, adapters, steps, inputs.base, layout)
+        extras, dropped = (), fold.dropped
+    else:
+        extras, dropped = plan_extras(recipe, adapters, target, recipe.output.dtype)
+    remarks = (f"{adapter.label}: {note}" for adapter in adapters for note in adapter.notes)
     plan = Plan(
         recipe=recipe,
         adapters=tuple(adapters),
         target=target,
-        dtype=dtype,
+        dtype=fold.dtype if fold else dtype,
         steps=_with_width(steps, recipe),
         extras=extras,
         dropped=dropped,
-        notes=(*recipe.notes, *notes, *(f"{adapter.label}: {note}" for adapter in adapters for note in adapter.notes)),
+        notes=(*recipe.notes, *inputs.notes, *(fold.notes if fold else ()), *remarks),
+        fold=fold,
     )
     check_profile(plan)
     return plan
@@ -132,6 +139,7 @@ def _plan_site(
         cut=_cut(recipe, method, settle.post, own_rank, full_rank, ranks),
         width=full_rank,
         names=target.factor_names(site, model),
+        columns=target.columns,
     )
 
 
@@ -167,6 +175,8 @@ def _cut(
 ) -> int | None:
     """The rank a result is truncated to, None when it is written as it is or the data decide."""
     rule = recipe.output.rank
+    if recipe.output.kind == "model" and rule in ("auto", "sum"):
+        return None
     if method.output_rank == "sum" and rule not in ("auto", "sum"):
         raise PlanError(f"{method.name} keeps the full rank, but output.rank is {rule}", hint="use svd or task_arithmetic")
     if method.output_rank == "required" and rule == "auto":
@@ -200,6 +210,8 @@ def _with_width(steps: Sequence[SiteStep], recipe: Recipe) -> tuple[SiteStep, ..
 
 def _target(recipe: Recipe, adapters: Sequence[Adapter]) -> Target:
     output = recipe.output
+    if output.kind == "model":
+        return model()
     layouts = {adapter.layout for adapter in adapters}
     unnamed = layouts & {"numbered", "kohya"}
     if not output.uniform and output.for_ != "peft":

@@ -6,26 +6,34 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..adapters import Adapter, align, read_adapter
-from ..errors import RmkitError, raise_all
+from ..checkpoint import Checkpoint, open_checkpoint
+from ..errors import PlanError, RmkitError, raise_all
 from ..recipe import AdapterEntry, Recipe
-from ..sources import resolve_all
+from ..sources import resolve_all, resolve_base
+from .places import fit_names
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """The adapters of a recipe in its order, aligned by name, and remarks about them together."""
+    """The adapters of a recipe in its order, aligned by name, and remarks about them together.
+
+    base: the base model where the result needs its weights; the adapters' names are then the base's.
+    """
 
     adapters: tuple[Adapter, ...]
     notes: tuple[str, ...]
+    base: Checkpoint | None = None
 
 
 def gather(recipe: Recipe) -> Inputs:
-    """Read the headers of all adapters a recipe names.
+    """Read the headers of all adapters a recipe names, and of the base where the result needs it.
 
-    Raises: InputError, all of one stage at once: first what cannot be found, then, by position, what cannot be read.
+    Raises: PlanError when a base is needed and not named.
+        InputError, all of one stage at once: first what cannot be found, then, by position, what cannot be read.
     """
     names = labels(recipe.adapters)
-    sources = resolve_all([entry.adapter for entry in recipe.adapters], recipe.place)
+    places = [f"adapters[{index}]" for index in range(len(recipe.adapters))]
+    sources = resolve_all([entry.adapter for entry in recipe.adapters], recipe.place, places)
     adapters: list[Adapter] = []
     errors: list[RmkitError] = []
     for index, (entry, source) in enumerate(zip(recipe.adapters, sources, strict=True)):
@@ -38,14 +46,49 @@ def gather(recipe: Recipe) -> Inputs:
                     alpha=entry.alpha,
                     rename=entry.rename,
                     allow=recipe.allow,
+                    expert_axes=entry.expert_axes,
+                    expert_layout=entry.expert_layout,
                 )
             )
         except RmkitError as error:
-            error.where = f"adapters[{index}]: {error.where}".removesuffix(": ")
+            error.where = f"{places[index]}: {error.where}".removesuffix(": ")
             errors.append(error)
     raise_all(errors)
+    base = _open_base(recipe)
+    fitted: list[str] = []
+    if base is not None:
+        adapters, fitted = _fit(adapters, base, recipe)
     aligned, notes = align(adapters)
-    return Inputs(tuple(aligned), tuple(notes))
+    return Inputs(tuple(aligned), (*fitted, *notes), base)
+
+
+def _open_base(recipe: Recipe) -> Checkpoint | None:
+    if not recipe.needs_base:
+        return None
+    if recipe.base_model is None:
+        raise PlanError("output.kind: model needs the base", where="base_model", hint="add base_model: FOLDER or org/name")
+    try:
+        return open_checkpoint(resolve_base(recipe.base_model, recipe.place))
+    except RmkitError as error:
+        error.where = f"base_model: {error.where}".removesuffix(": ")
+        raise
+
+
+def _fit(adapters: Sequence[Adapter], base: Checkpoint, recipe: Recipe) -> tuple[list[Adapter], list[str]]:
+    """The adapters under the base's names, each by its own change of prefix."""
+    fitted: list[Adapter] = []
+    notes: list[str] = []
+    errors: list[RmkitError] = []
+    for adapter in adapters:
+        try:
+            renamed, said = fit_names(adapter, base, "unmatched" in recipe.allow)
+        except RmkitError as error:
+            errors.append(error)
+            continue
+        fitted.append(renamed)
+        notes.extend(said)
+    raise_all(errors)
+    return fitted, notes
 
 
 def labels(entries: Sequence[AdapterEntry]) -> list[str]:

@@ -48,7 +48,8 @@ def check_profile(plan: Plan) -> None:
         if odd:
             errors.append(
                 PlanError(
-                    f"{_PLAIN_MODULES[program]}; {len(odd)} sites are embeddings, convolutions or lm_head, the first: {odd[0]}",
+                    f"{_PLAIN_MODULES[program]}; {len(odd)} sites are embeddings, convolutions, fused experts or lm_head, "
+                    f"the first: {odd[0]}",
                     hint="merge adapters without them, or drop output.for and use PEFT",
                 )
             )

@@ -22,7 +22,7 @@ def settle_ranks(plan: Plan, spectra: Mapping[str, Tensor]) -> Plan:
 
 
 def choose_ranks(plan: Plan, spectra: Mapping[str, Tensor]) -> dict[str, int]:
-    """Rank of every site by the recipe's rule; a site without a delta is written with rank 1.
+    """Rank of every site by the recipe's rule, of every expert by itself; a site without a delta is written with rank 1.
 
     Shapes: spectra[site] (k,) float64, descending, zero beyond the numerical rank.
     """
@@ -31,7 +31,7 @@ def choose_ranks(plan: Plan, spectra: Mapping[str, Tensor]) -> dict[str, int]:
         return {site: energy_rank(s, rule.energy) for site, s in spectra.items()}
     if isinstance(rule, BudgetRank):
         budget = rule.budget
-        shapes = {step.site: (step.model.d_out, step.model.d_in) for step in plan.steps}
+        shapes = {each.site: (step.model.d_out, step.model.d_in) for step in plan.steps for each in step.each()}
         ranks = spend_budget(spectra, shapes, average=budget.average, score=budget.score, cost=budget.cost, cap=budget.cap)
         return {site: max(1, rank) for site, rank in ranks.items()}
     raise TypeError(f"output.rank {rule!r} does not depend on the data")

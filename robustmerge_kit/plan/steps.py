@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel
 
-from ..adapters import Adapter, SiteFactors
+from ..adapters import Adapter, Columns, SiteFactors, pack
 from ..method import Method, Params
 from ..recipe import Recipe
 from ..shards import TensorRef, TensorSpec
 from ..transforms import Post, Pre
 from .targets import Target
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .fold import Fold
+
+EXPERTS_BYTES = 32 << 20
+"""Bytes of factors, in float32, of the experts that are merged as one batch."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,8 @@ class SiteStep:
 
     full_rank: rank of the method's result, an upper bound (min(d_out, d_in) where it is dense). cut: rank the result is
     truncated to, None: as it is. width: rank it is written with, by zero padding.
+    cuts: of fused experts, the rank of every one where these differ; `cut` is then the largest. columns: how their factors
+    are written.
     space: its name and options. survey: parameters for all adapters of the recipe, where statistics span all sites.
     """
 
@@ -52,6 +62,20 @@ class SiteStep:
     cut: int | None
     width: int
     names: tuple[str, str]
+    cuts: tuple[int, ...] | None = None
+    columns: Columns = "peft"
+
+    @property
+    def experts(self) -> int | None:
+        """How many experts a fused parameter holds, each merged by itself; None for every other site."""
+        return self.model.experts if self.model.kind == "experts" else None
+
+    def each(self) -> tuple[SiteStep, ...]:
+        """A step for every expert, called `site[e]`; the step itself where there are none."""
+        if self.experts is None:
+            return (self,)
+        cuts = self.cuts or (self.cut,) * self.experts
+        return tuple(replace(self, site=f"{self.site}[{e}]", cut=cut, cuts=None) for e, cut in enumerate(cuts))
 
     @property
     def model(self) -> SiteFactors:
@@ -87,6 +111,7 @@ class SiteStep:
             self.cut,
             self.width,
             self.absent,
+            self.experts,
             self.model.d_out,
             self.model.d_in,
             tuple(
@@ -105,16 +130,48 @@ class SiteStep:
         width = self.model.d_in + self.model.d_out
         rank_sum = sum(self.ranks)
         small = 8 * 6 * min(rank_sum, max(self.model.d_in, self.model.d_out)) ** 2
-        return self.read_bytes + 4 * width * (3 * rank_sum + 2 * self.width) + small
+        work = 4 * width * 3 * rank_sum + small
+        together = min(self.experts or 1, self.experts_at_once)
+        return self.read_bytes + work * together + 4 * width * 2 * self.width * (self.experts or 1)
+
+    @property
+    def experts_at_once(self) -> int:
+        """How many experts are merged as one batch: where methods allow for batches, as many as bound the working memory."""
+        if not self.batches:
+            return 1
+        return max(1, EXPERTS_BYTES // (4 * (self.model.d_in + self.model.d_out) * sum(self.ranks)))
+
+    @property
+    def fold_bytes(self) -> int:
+        """Estimated peak memory of the step when its result is added to a base, the base's own numbers apart."""
+        rank_sum = sum(self.ranks)
+        factors = 16 * (self.model.d_in + self.model.d_out) * min(rank_sum, self.model.d_in, self.model.d_out)
+        blocks = 4 * 4 * (1 << 20) if self.dense else 0
+        return self.read_bytes + factors * max(1, self.model.experts) + blocks
 
     def specs(self, dtype: str) -> tuple[TensorSpec, TensorSpec]:
         """The two tensors that are written, A first."""
+        if self.experts is not None:
+            return (
+                TensorSpec(self.names[0], dtype, (self.experts * self.width, self.model.d_in)),
+                TensorSpec(self.names[1], dtype, (self.model.d_out, self.width * self.experts)),
+            )
         kernel = self.model.kernel
         ones = (1,) * (len(kernel) - 1)
         return (
             TensorSpec(self.names[0], dtype, (self.width, *kernel)),
             TensorSpec(self.names[1], dtype, (self.model.d_out, self.width, *ones)),
         )
+
+    def stored(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """The merged factors as they are written.
+
+        Shapes: a (width, d_in) and b (d_out, width), of fused experts (E, width, d_in) and (E, d_out, width).
+        """
+        if self.experts is not None:
+            return pack(a, b, self.columns)
+        first, second = self.specs("float32")
+        return a.reshape(first.shape), b.reshape(second.shape)
 
 
 @dataclass(frozen=True)
@@ -146,6 +203,7 @@ class Plan:
 
     rank: the uniform rank of the output, None while it depends on the data or differs by site.
     dropped: tensors the recipe's own word leaves out, with the reason. notes: remarks for the user.
+    fold: where the result goes in its base, None for an adapter.
     """
 
     recipe: Recipe
@@ -156,6 +214,7 @@ class Plan:
     extras: tuple[ExtraStep, ...]
     dropped: tuple[str, ...]
     notes: tuple[str, ...]
+    fold: Fold | None = None
 
     @property
     def rank(self) -> int | None:
@@ -175,14 +234,15 @@ class Plan:
         """The plan once the rank of every site is known; padded to `widest` unless the recipe says otherwise."""
         return replace(
             self,
-            steps=tuple(
-                replace(
-                    step,
-                    cut=min(cuts[step.site], step.full_rank),
-                    width=widest if self.recipe.output.uniform else cuts[step.site],
-                )
-                for step in self.steps
-            ),
+            steps=tuple(self._with_rank(step, [cuts[each.site] for each in step.each()], widest) for step in self.steps),
+        )
+
+    def _with_rank(self, step: SiteStep, ranks: Sequence[int], widest: int) -> SiteStep:
+        return replace(
+            step,
+            cut=min(max(ranks), step.full_rank),
+            cuts=None if step.experts is None else tuple(min(rank, step.full_rank) for rank in ranks),
+            width=widest if self.recipe.output.uniform else max(ranks),
         )
 
     @property
@@ -196,8 +256,13 @@ class Plan:
 
     @property
     def read_bytes(self) -> int:
+        if self.fold is not None:
+            changed = sum(change.read_bytes for change in self.fold.changes)
+            return sum(step.read_bytes for step in self.steps) + changed + self.fold.read_bytes
         return sum(step.read_bytes for step in (*self.steps, *self.extras))
 
     @property
     def write_bytes(self) -> int:
+        if self.fold is not None:
+            return self.fold.write_bytes
         return sum(spec.nbytes for spec in (*self.factor_specs, *self.extra_specs))

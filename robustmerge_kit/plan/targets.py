@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from ..adapters import SiteFactors
+from ..adapters import Columns, SiteFactors
 
 
 @dataclass(frozen=True)
@@ -16,20 +16,23 @@ class Target:
     factor_names: (site, factors of an input) -> names of A and B in the file. extra_name: module path -> name in the file.
     weights: file of the LoRA tensors. extras: file of the other tensors, None: they lie in the same file.
     alpha_name: name of a scalar per site that holds alpha, which is the rank, as kohya's tools expect it.
+    columns: how the factors of fused experts lie.
     """
 
-    layout: Literal["peft", "llava", "same"]
+    layout: Literal["peft", "llava", "same", "model"]
     factor_names: Callable[[str, SiteFactors], tuple[str, str]]
     extra_name: Callable[[str], str]
     weights: str
     extras: str | None = None
     alpha_name: Callable[[SiteFactors], str] | None = None
+    columns: Columns = "peft"
 
 
 def _peft_names(site: str, factors: SiteFactors) -> tuple[str, str]:
     if factors.kind == "embedding":
         return f"base_model.model.{site}.lora_embedding_A", f"base_model.model.{site}.lora_embedding_B"
-    return f"base_model.model.{site}.lora_A.weight", f"base_model.model.{site}.lora_B.weight"
+    module = f"base_model.model.{factors.stored_module(site)}"
+    return f"{module}.lora_A.weight", f"{module}.lora_B.weight"
 
 
 def _stored_names(site: str, factors: SiteFactors) -> tuple[str, str]:
@@ -57,3 +60,8 @@ def llava(weights: Literal["safetensors", "bin"] = "bin") -> Target:
 def same(weights_file: str, alphas: bool) -> Target:
     """The layout of the inputs: tensors keep the names they have in the first input that holds the site."""
     return Target("same", _stored_names, _peft_extra, weights_file, None, _kohya_alpha if alphas else None)
+
+
+def model() -> Target:
+    """A folded model: the merged factors are added to the base's tensors and written nowhere by themselves."""
+    return Target("model", lambda site, factors: ("", ""), _peft_extra, "")

@@ -2,8 +2,19 @@
 
 from .json_schema import json_schema
 from .load import load_recipe, parse_recipe
+from .matrix import Variant, expand, parse_variant
+from .origin import Origin
 from .schema import AdapterEntry, BudgetRank, EnergyRank, FirstOf, Output, Override, Recipe, SpaceChoice, Step
-from .values import SiteSettings, count_layers, effective_settings, resolve_params, same_everywhere, stack_name
+from .values import (
+    SiteSettings,
+    count_layers,
+    effective_settings,
+    layer_number,
+    resolve_params,
+    same_everywhere,
+    stack_name,
+)
+from .variables import parse_settings
 from .write import Answer, Found, starter
 
 __all__ = [
@@ -13,17 +24,23 @@ __all__ = [
     "EnergyRank",
     "FirstOf",
     "Found",
+    "Origin",
     "Output",
     "Override",
     "Recipe",
     "SiteSettings",
     "SpaceChoice",
     "Step",
+    "Variant",
     "count_layers",
     "effective_settings",
+    "expand",
     "json_schema",
+    "layer_number",
     "load_recipe",
     "parse_recipe",
+    "parse_settings",
+    "parse_variant",
     "resolve_params",
     "same_everywhere",
     "stack_name",

@@ -2,69 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path as FilePath
 from typing import Any
 
 from pydantic import ValidationError
 
-from ..errors import RecipeError, raise_all
+from ..errors import raise_all
+from ..homes import Folder, Opened, open_local, open_text
+from .anchor import anchor, folder_of_models
+from .extends import read_chain
 from .mergekit import is_mergekit, refuse_both_forms, translate
+from .origin import Origin, source_files
 from .parameters import check_parameters
-from .problems import Problems, show
+from .problems import Problems
 from .schema import Recipe
-from .yaml_text import MAX_BYTES, read_yaml
+from .variables import settle
+from .write import as_yaml
+from .yaml_text import MAX_BYTES
 
-_NOT_YET = {"sweep": "", "extends": "write the keys out", "vars": "write the values out", "dora": ""}
-_NOT_YET_PER_ADAPTER = {"expert_axes": "", "expert_layout": ""}
+_NOT_YET = {"sweep": ""}
 
 
-def load_recipe(path: Path) -> Recipe:
-    """The recipe of a file, in rmkit's or mergekit's form.
+def load_recipe(
+    reference: FilePath | str, settings: Mapping[str, Any] | None = None, commits: Mapping[str, str] | None = None
+) -> Recipe:
+    """The recipe of a file, in rmkit's or mergekit's form, with what it extends.
 
-    Raises: RecipeError for a file that cannot be read; what `parse_recipe` raises.
+    A Path is a file here; text may also name one elsewhere, see `homes.open_text`. `settings` replaces values of its `vars`.
+    `commits` holds what recipes and inputs are taken at, by reference, instead of their own revisions.
+
+    Raises: RecipeError for a file that cannot be had; what `parse_recipe` raises.
     """
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-    except IsADirectoryError as error:
-        raise RecipeError("is a folder, not a recipe", where=str(path), hint="name the YAML file") from error
-    except FileNotFoundError as error:
-        raise RecipeError("no such file", where=str(path), hint="`rmkit init ADAPTER...` writes a recipe") from error
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"cannot be read: {getattr(error, 'strerror', None) or error}", where=str(path)) from error
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise RecipeError(
-            f"byte {content[error.start]:#04x} is not UTF-8", where=f"{path}:{line}", hint="save it as UTF-8"
-        ) from error
-    return parse_recipe(text, path)
+    here = Folder(FilePath())
+    if isinstance(reference, FilePath):
+        opened = open_local(str(reference), here, MAX_BYTES)
+    else:
+        opened = open_text(reference, here, commits or {}, MAX_BYTES)
+    return _build(opened, settings or {}, commits or {})
 
 
-def parse_recipe(text: str, path: Path | None = None) -> Recipe:
+def parse_recipe(text: str, path: FilePath | None = None, settings: Mapping[str, Any] | None = None) -> Recipe:
     """The recipe that `text` describes; `path` is the file it came from, for messages and relative paths.
 
     Raises: RecipeError `file:line:column: what` (several as Several) for syntax, unknown keys, methods and parameters, wrong
-    types and values, each with the nearest right name.
+    types and values, each with the nearest right name; UsageError for `settings` that name no variable or have another type.
     """
-    document = read_yaml(text, str(path) if path else "recipe")
-    if not isinstance(document.data, dict):
-        place = document.where(document.value(()))
-        raise RecipeError(
-            f"a recipe is a mapping of keys, got {show(document.data)}", where=place, hint="start with merge_method: NAME"
-        )
+    label = str(path) if path else "recipe"
+    home = Folder(path.parent if path else FilePath())
+    identity = os.path.realpath(path) if path else ""
+    stem = path.stem if path else "recipe"
+    return _build(Opened(text.encode(errors="replace"), home, label, label, identity, stem, told=text), settings or {}, {})
+
+
+def _build(opened: Opened, settings: Mapping[str, Any], commits: Mapping[str, str]) -> Recipe:
+    """From a recipe's file to the recipe."""
+    document, files = read_chain(opened, commits)
+    document, variables = settle(document, settings)
     problems = Problems(document)
     data = _without_unavailable(document.data, problems)
     refuse_both_forms(data, problems)
     translated = None
     if is_mergekit(data):
-        translated = translate(data, problems, path.parent if path else Path.cwd())
+        translated = translate(data, problems, folder_of_models(files, problems))
         if translated is None:
             raise_all(problems.all())
             raise AssertionError("a recipe that cannot be translated has problems")
         data = translated.data
+    place = opened.home.path if isinstance(opened.home, Folder) else FilePath()
+    anchor(data, problems, files, place)
+    if variables:
+        data["vars"] = variables
     recipe = None
     try:
         recipe = Recipe.model_validate(data)
@@ -74,8 +83,27 @@ def parse_recipe(text: str, path: Path | None = None) -> Recipe:
     _check_names(data, problems)
     raise_all(problems.all())
     assert recipe is not None, "a recipe without problems is valid"
-    recipe.remember(text, path, translated.notes if translated else (), translated.depth if translated else None)
+    composed = len(files) > 1 or bool(variables) or not isinstance(opened.home, Folder)
+    recipe.remember(
+        Origin(
+            text=_written_out(data, files) if composed else opened.text,
+            place=place,
+            stem=opened.stem,
+            notes=translated.notes if translated else (),
+            depth=translated.depth if translated else None,
+            files=source_files(files),
+            composed=composed,
+            commits=commits,
+        )
+    )
     return recipe
+
+
+def _written_out(data: Mapping[str, Any], files: Sequence[Opened]) -> str:
+    """The whole recipe as one file that needs no other, and no variables."""
+    names = ", ".join(file.reference for file in source_files(files))
+    header = f"# The recipe as it was run, written out from {names}; rmkit.json holds their text and the variables.\n"
+    return as_yaml({key: value for key, value in data.items() if key != "vars"}, header)
 
 
 def _without_unavailable(data: Mapping[str, Any], problems: Problems) -> dict[str, Any]:
@@ -84,13 +112,6 @@ def _without_unavailable(data: Mapping[str, Any], problems: Problems) -> dict[st
     for key in set(_NOT_YET) & set(kept):
         problems.add((key,), f"{key!r} is not available in this version", hint=_NOT_YET[key], at_key=True)
         del kept[key]
-    entries = kept.get("adapters")
-    if isinstance(entries, list):
-        kept["adapters"] = list(entries)
-        for i, entry in enumerate(entries):
-            for key in _NOT_YET_PER_ADAPTER.keys() & entry.keys() if isinstance(entry, dict) else ():
-                problems.add(("adapters", i, key), f"{key!r} is not available in this version", at_key=True)
-                kept["adapters"][i] = {name: value for name, value in entry.items() if name not in _NOT_YET_PER_ADAPTER}
     return kept
 
 

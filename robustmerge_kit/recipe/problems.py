@@ -11,7 +11,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from ..errors import RecipeError, RmkitError
-from .yaml_text import Document, Path
+from .yaml_text import Document, Path, Position
 
 MAX_REPORTED = 40
 
@@ -22,19 +22,19 @@ class Problems:
     def __init__(self, document: Document, origin: Mapping[Path, Path] | None = None) -> None:
         self.document = document
         self.origin = dict(origin or {})
-        self._found: dict[tuple[int, int, str], RmkitError] = {}
+        self._found: dict[tuple[Position, str], RmkitError] = {}
 
     def add(self, path: Path, what: str, *, hint: str = "", at_key: bool = False) -> None:
         """Note a mistake at the value of `path`, or at its key."""
         source = self.source(path)
         position = self.document.key(source) if at_key else self.document.value(source)
-        self._found.setdefault((*position, what), RecipeError(what, where=self.document.where(position), hint=hint))
+        self._found.setdefault((position, what), RecipeError(what, where=self.document.where(position), hint=hint))
 
     def add_error(self, path: Path, error: RmkitError) -> None:
         """Note another room's error at the value of `path`."""
         position = self.document.value(self.source(path))
         where = self.document.where(position)
-        self._found.setdefault((*position, error.what), type(error)(error.what, where=where, hint=error.hint))
+        self._found.setdefault((position, error.what), type(error)(error.what, where=where, hint=error.hint))
 
     def add_invalid(self, error: ValidationError, data: Any, model: type[BaseModel], path: Path = ()) -> None:
         """Note what pydantic found in `data`, which stands at `path` and was to be a `model`: one sentence per place."""
@@ -218,6 +218,7 @@ _REQUIREMENTS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "model_attributes_type": lambda _: "must be a mapping (key: value)",
     "list_type": lambda _: "must be a list",
     "tuple_type": lambda _: "must be a list",
+    "string_too_long": lambda c: f"must have at most {c['max_length']} characters",
     "string_too_short": lambda _: "must not be empty",
     "string_pattern_mismatch": lambda c: f"must match {c['pattern']}",
     "too_short": lambda c: f"must have at least {c['min_length']} entr{'y' if c['min_length'] == 1 else 'ies'}",

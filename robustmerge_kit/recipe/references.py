@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import RecipeError
+from ..links import as_path
+from ..sources import LONGEST_REFERENCE
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ def split(text: str, base: str | None, place: Path) -> Reference:
 
     Raises: RecipeError where no `+` makes sense.
     """
+    if len(text) > LONGEST_REFERENCE:
+        raise RecipeError(f"a reference of {len(text)} characters; the longest may have {LONGEST_REFERENCE}")
     if "+" not in text or exists(text, place):
         return Reference(alone=text)
     if base is not None and text.startswith(f"{base}+") and _plausible(text[len(base) + 1 :], place):
@@ -45,8 +49,8 @@ def split(text: str, base: str | None, place: Path) -> Reference:
 def exists(text: str, place: Path) -> bool:
     """Whether a reference is a path on disk."""
     try:
-        return (place / Path(text).expanduser()).exists()
-    except (OSError, ValueError, RuntimeError):
+        return (place / as_path(text)).exists()
+    except (OSError, ValueError):
         return False
 
 
@@ -56,14 +60,14 @@ def same_base(one: str, other: str | None, place: Path) -> bool:
         return one == other
     if not (exists(one, place) and exists(other, place)):
         return False
-    return (place / Path(one).expanduser()).samefile(place / Path(other).expanduser())
+    return (place / as_path(one)).samefile(place / as_path(other))
 
 
 def holds_full_model(text: str, place: Path) -> bool:
     """Whether a folder on disk is a model and not an adapter; False for what is not on disk."""
     if not exists(text, place):
         return False
-    folder = place / Path(text).expanduser()
+    folder = place / as_path(text)
     return (folder / "config.json").is_file() and not any(folder.glob("adapter_*"))
 
 

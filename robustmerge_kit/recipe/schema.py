@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, GetJsonSchemaH
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from .origin import Origin
+
 Scalar = float | int | bool | str
 Space = Literal["full", "core", "knots", "ctm", "factor"]
 
@@ -20,6 +22,7 @@ class Strict(BaseModel):
 
 
 Text = Annotated[str, Field(min_length=1)]
+VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Gradient = Annotated[list[float], Field(min_length=1)]
 
 
@@ -91,7 +94,7 @@ class CtmOptions(Strict):
     )
     beta: Annotated[float, Field(ge=0, le=1)] = Field(default=0.25, description="Balance of norms: 1 none, 0 all equal.")
     tol: Annotated[float, Field(gt=0)] = Field(default=1e-6, description="Stop when a sweep changes the error by less.")
-    max_iter: Annotated[int, Field(ge=1)] = Field(default=1000, description="Largest number of sweeps.")
+    max_iter: Annotated[int, Field(ge=1, le=100_000)] = Field(default=1000, description="Largest number of sweeps.")
 
 
 class NoOptions(Strict):
@@ -138,6 +141,15 @@ class AdapterEntry(Strict):
     alpha: Annotated[float, Field(gt=0)] | None = Field(
         default=None, description="lora_alpha, for files without a configuration that says it."
     )
+    expert_axes: Literal["out_in", "in_out"] | None = Field(
+        default=None,
+        description="Fused experts: the axes of the parameter, [E, out, in] or [E, in, out], where the files do not tell.",
+    )
+    expert_layout: Literal["peft", "unsloth"] | None = Field(
+        default=None,
+        description="Fused experts: who ordered the columns of B, PEFT (rank after rank, the default) or Unsloth (expert after "
+        "expert).",
+    )
     parameters: Parameters = Field(
         default_factory=dict,
         description="Parameters of this input: weight (default 1), and those the method takes per adapter; they win over the "
@@ -159,7 +171,9 @@ class AdapterEntry(Strict):
 class Override(Strict):
     """Other settings for the sites whose module path matches the glob; the first override that matches wins."""
 
-    match: Text = Field(description="Glob over the whole module path, case-sensitive.", examples=["*.mlp.*"])
+    match: Annotated[str, Field(min_length=1, max_length=500)] = Field(
+        description="Glob over the whole module path, case-sensitive.", examples=["*.mlp.*"]
+    )
     merge_method: Text | None = Field(default=None, description="Method for these sites.")
     space: SpaceChoice | None = Field(default=None, description="Space for these sites; element-wise methods only.")
     parameters: Parameters = Field(
@@ -256,7 +270,7 @@ class Settings(Strict):
         default=None, description="Where an element-wise method runs: full (default), core, knots, ctm or factor."
     )
     overrides: tuple[Override, ...] = Field(
-        default=(), strict=False, description="Other settings for some sites; the first glob that matches wins."
+        default=(), strict=False, max_length=1000, description="Other settings for some sites; the first glob that matches wins."
     )
     pre: tuple[Step, ...] = Field(
         default=(),
@@ -280,14 +294,28 @@ class Settings(Strict):
         default="error",
         description="Tensors outside LoRA that differ (heads, projectors): mean, first, {first: NAME}, drop or error.",
     )
-    allow: tuple[Literal["unmatched", "modified_init"], ...] = Field(
+    allow: tuple[Literal["unmatched", "modified_init", "links"], ...] = Field(
         default=(),
         strict=False,
-        description="Known dangers to accept: unmatched names, adapters whose base was modified at init.",
+        description="Known dangers to accept: unmatched names, adapters whose base was modified at init, "
+        "files of adapters that are links out of their folder.",
+    )
+    dora: Literal["delta"] | None = Field(
+        default=None,
+        description="DoRA inputs: delta merges what each one changes in the weights of base_model; needed for adapter output.",
     )
     output: Output = Field(default_factory=Output, description="What is written, and where.")
     name: Text | None = Field(default=None, description="Name of the merge, for the card.")
     meta: dict[str, Any] | str | None = Field(default=None, description="Text or keys for the card.")
+    extends: Text | None = Field(
+        default=None,
+        description="A recipe to build on, whose values count where this one has none: a path relative to this file, "
+        "org/name[@revision]:path on the Hub, https://.., or git+https://..[@revision]:path.",
+    )
+    vars: dict[VariableName, Scalar | list[Scalar]] = Field(
+        default_factory=dict,
+        description="Values by name, {density: 0.2}, used as <density>; --set density=0.3 replaces one, and keeps its type.",
+    )
 
 
 class Recipe(Settings):
@@ -297,36 +325,46 @@ class Recipe(Settings):
         min_length=1, strict=False, description="The inputs: references, or mappings with `adapter` and settings of its own."
     )
 
-    _text: str = PrivateAttr(default="")
-    _path: Path | None = PrivateAttr(default=None)
-    _notes: tuple[str, ...] = PrivateAttr(default=())
-    _depth: int | None = PrivateAttr(default=None)
+    _origin: Origin = PrivateAttr(default_factory=Origin)
 
-    def remember(self, text: str, path: Path | None, notes: tuple[str, ...] = (), depth: int | None = None) -> None:
-        """Keep where the recipe came from; these belong to the text and change no number."""
-        self._text, self._path, self._notes, self._depth = text, path, notes, depth
+    def remember(self, origin: Origin) -> None:
+        """Keep where the recipe came from; it changes no number."""
+        self._origin = origin
+
+    @property
+    def origin(self) -> Origin:
+        """Where the recipe came from: its files, and what it was taken at."""
+        return self._origin
 
     @property
     def text(self) -> str:
-        """The recipe as it was written, byte for byte; what `rmkit_recipe.yaml` holds."""
-        return self._text
+        """The recipe as it was written, byte for byte; written out as a whole where it needed other files or variables.
+
+        `rmkit_recipe.yaml` holds it.
+        """
+        return self._origin.text
 
     @property
     def place(self) -> Path:
         """The folder relative paths start from: the recipe file's, else the working folder."""
-        return self._path.parent if self._path else Path.cwd()
+        return self._origin.place or Path.cwd()
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether the result depends on the base's weights."""
+        return self.output.kind == "model" or self.dora == "delta"
 
     @property
     def title(self) -> str:
         """The recipe's `name`, else its file's, without a suffix."""
-        return self.name or (self._path.stem if self._path else "recipe")
+        return self.name or self._origin.stem
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What the user must be told once: how a recipe in mergekit's form was read."""
-        return self._notes
+        return self._origin.notes
 
     @property
     def depth(self) -> int | None:
         """Number of layers, where the recipe says it by ranges of layers; None for any number."""
-        return self._depth
+        return self._origin.depth

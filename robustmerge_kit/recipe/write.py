@@ -1,13 +1,20 @@
-"""A first recipe for adapters at hand, every key explained: what `rmkit init` writes."""
+"""Recipes as text: data written out, and a first recipe for adapters at hand, every key explained."""
 
 from __future__ import annotations
 
+import io
+import json
 import re
 import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from ..errors import RmkitError
 from .yaml_text import read_yaml
 
 METHOD = "robustmerge"
@@ -83,6 +90,21 @@ def starter(adapters: Sequence[Found], answers: Mapping[str, Answer] | None = No
         "",
     ]
     return "\n".join(lines)
+
+
+def as_yaml(data: Any, header: str) -> str:
+    """YAML that reads back as the same data, below a comment; JSON, which is YAML too, where YAML's writer fails at that."""
+    stream = io.StringIO()
+    writer = YAML()
+    writer.width = 120
+    try:
+        writer.dump(data, stream)
+        text = header + stream.getvalue()
+        if read_yaml(text, "").data == data:
+            return text
+    except (RmkitError, YAMLError):
+        pass
+    return header + json.dumps(data, indent=2, ensure_ascii=False) + "\n"
 
 
 def _line(answers: Mapping[str, Answer], key: str, default: str, comment: str, indent: str = "") -> list[str]:

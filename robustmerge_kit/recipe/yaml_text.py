@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -21,6 +21,7 @@ from ruamel.yaml.events import (
 )
 from ruamel.yaml.reader import ReaderError
 
+from ..disclosure import UNPRINTABLE, find_secret
 from ..errors import RecipeError, raise_all
 
 MAX_BYTES = 1_000_000
@@ -28,6 +29,8 @@ MAX_VALUES = 20_000
 """Keys and values after every alias has been written out; the largest sensible recipe has a few hundred."""
 MAX_DEPTH = 40
 MAX_DIGITS = 30
+MAX_TEXT = 50_000
+"""Characters of one value; only a card's text has more than a line of them."""
 
 Path = tuple[str | int, ...]
 """The way to a value: keys of mappings and positions in lists."""
@@ -39,61 +42,77 @@ _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _INFINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 
 
+class Position(NamedTuple):
+    """Number of the file, 0 for the recipe itself; line and column from 1."""
+
+    file: int
+    line: int
+    column: int
+
+
 @dataclass(slots=True)
 class Node:
     """A value and where it stands; `size` and `height` count what is below it with aliases written out."""
 
     data: Any
-    line: int
-    column: int
+    position: Position
     children: dict[str | int, Node] = field(default_factory=dict)
-    keys: dict[str, tuple[int, int]] = field(default_factory=dict)
+    keys: dict[str, Position] = field(default_factory=dict)
     size: int = 1
     height: int = 1
 
 
 @dataclass(frozen=True)
 class Document:
-    """A recipe's data, and the file name its messages start with."""
+    """A recipe's data, and the names its messages start with: of its own file, then of those it extends."""
 
-    label: str
+    labels: tuple[str, ...]
     root: Node
 
     @property
     def data(self) -> Any:
         return self.root.data
 
-    def value(self, path: Path) -> tuple[int, int]:
-        """Line and column, from 1, of the value at `path`, or of the closest thing around it that the text has."""
+    @property
+    def label(self) -> str:
+        """The name of the recipe's own file."""
+        return self.labels[0]
+
+    def value(self, path: Path) -> Position:
+        """Position of the value at `path`, or of the closest thing around it that the text has."""
         node = self.root
         for step in path:
             if step not in node.children:
                 break
             node = node.children[step]
-        return node.line, node.column
+        return node.position
 
-    def key(self, path: Path) -> tuple[int, int]:
-        """Line and column, from 1, of the last key of `path`; of the value where it is a position in a list."""
+    def key(self, path: Path) -> Position:
+        """Position of the last key of `path`; of the value where it is a place in a list."""
         node = self.root
         for step in path[:-1]:
             node = node.children.get(step, node)
         return node.keys.get(path[-1], self.value(path)) if path and isinstance(path[-1], str) else self.value(path)
 
-    def where(self, position: tuple[int, int]) -> str:
+    def where(self, position: Position) -> str:
         """`file:line:column`."""
-        return f"{self.label}:{position[0]}:{position[1]}"
+        return f"{self.labels[position.file]}:{position.line}:{position.column}"
 
 
-def read_yaml(text: str, label: str) -> Document:
-    """One YAML 1.2 document with text keys; no tags, no merge keys, aliases within bounds.
+def read_yaml(text: str, label: str, number: int = 0) -> Document:
+    """One YAML 1.2 document with text keys; no tags, no merge keys, aliases within bounds. `number` is that of the file.
+
+    No text may hold an access token, since recipes are copied into results, or control characters, since it is shown.
 
     Raises: RecipeError for everything else.
     """
     if len(text.encode(errors="replace")) > MAX_BYTES:
         raise RecipeError(f"the recipe is larger than {MAX_BYTES} bytes", where=label, hint="is this a recipe?")
-    reader = _Reader(label)
+    _refuse_secret(text, label)
+    reader = _Reader(label, number)
     try:
-        for event in YAML(typ="safe", pure=True).parse(text):
+        # without a list of plug-ins they are searched for on the disk
+        for event in YAML(typ="safe", pure=True, plug_ins=[]).parse(text):
             reader.take(event)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -108,14 +127,24 @@ def read_yaml(text: str, label: str) -> Document:
     if reader.root is None:
         raise RecipeError("the recipe is empty", where=label, hint="`rmkit init ADAPTER...` writes a first one")
     raise_all(reader.problems)
-    return Document(label, reader.root)
+    return Document((label,), reader.root)
+
+
+def _refuse_secret(text: str, label: str) -> None:
+    found = find_secret(text)
+    if found is not None:
+        before = text[: found[0]]
+        place = f"{label}:{before.count(chr(10)) + 1}:{len(before) - before.rfind(chr(10))}"
+        hint = "take it out, since results hold a copy of the recipe, and give it as HF_TOKEN; if it was shared, revoke it"
+        raise RecipeError("an access token or password stands in the recipe", where=place, hint=hint)
 
 
 class _Reader:
     """Builds the nodes from the parser's events."""
 
-    def __init__(self, label: str) -> None:
+    def __init__(self, label: str, number: int) -> None:
         self.label = label
+        self.number = number
         self.root: Node | None = None
         self.problems: list[RecipeError] = []
         self.values = 0
@@ -146,7 +175,7 @@ class _Reader:
             self._refuse(event, f"YAML tags are not read, got {tag}", "write the plain value without the tag")
         if isinstance(event, AliasEvent):
             return self._place(self._aliased(event), event)
-        node = Node(None, event.start_mark.line + 1, event.start_mark.column + 1)
+        node = Node(None, self._position(event))
         if isinstance(event, ScalarEvent):
             node.data = self._scalar(event)
             if event.anchor:
@@ -169,8 +198,10 @@ class _Reader:
         if target is None:
             self._refuse(event, f"the alias *{name} stands inside the value it refers to")
         self.values += target.size
-        line, column = event.start_mark.line + 1, event.start_mark.column + 1
-        return Node(target.data, line, column, target.children, target.keys, target.size, target.height)
+        return Node(target.data, self._position(event), target.children, target.keys, target.size, target.height)
+
+    def _position(self, event: Event) -> Position:
+        return Position(self.number, event.start_mark.line + 1, event.start_mark.column + 1)
 
     def _place(self, node: Node, event: Event) -> None:
         """Hang a finished node into the mapping or list that is open."""
@@ -193,11 +224,14 @@ class _Reader:
         parent.height = max(parent.height, node.height + 1)
 
     def _put(self, parent: Node, key: Node, node: Node, event: Event) -> None:
-        name, position = key.data, (key.line, key.column)
-        where = f"{self.label}:{key.line}:{key.column}"
+        name, position = key.data, key.position
+        where = f"{self.label}:{position.line}:{position.column}"
         if not isinstance(name, str):
             shown = "a list or mapping" if isinstance(name, list | dict) else f"{name!r:.40}"
             self.problems.append(RecipeError(f"a key must be text, got {shown}", where=where, hint="put it in quotes"))
+            return
+        if "\n" in name or "\t" in name:
+            self.problems.append(RecipeError(f"the key {_clip(name)!r} is not one line of text", where=where))
             return
         if name == "<<":
             self.problems.append(
@@ -208,20 +242,22 @@ class _Reader:
             return
         if name in parent.data:
             first = parent.keys[name]
-            self.problems.append(
-                RecipeError(
-                    f"the key {_clip(name)!r} is given twice, first at line {first[0]}", where=where, hint="delete one of them"
-                )
-            )
+            what = f"the key {_clip(name)!r} is given twice, first at line {first.line}"
+            self.problems.append(RecipeError(what, where=where, hint="delete one of them"))
             return
         if node.data is None:
-            node.line, node.column = max(position, (key.line, node.column if node.line == key.line else key.column))
+            same_line = node.position.line == position.line
+            node.position = max(position, position._replace(column=node.position.column)) if same_line else position
         parent.data[name] = node.data
         parent.keys[name] = position
         parent.children[name] = node
 
     def _scalar(self, event: ScalarEvent) -> Any:
         text = event.value
+        if len(text) > MAX_TEXT:
+            self._refuse(event, f"a text of {len(text)} characters; the longest may have {MAX_TEXT}")
+        if UNPRINTABLE.search(text.replace("\n", " ").replace("\t", " ")):
+            self._refuse(event, f"the text {_clip(text)!r} holds control characters", "write it without them")
         if not event.implicit[0]:
             return text
         if _NULL.fullmatch(text):

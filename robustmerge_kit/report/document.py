@@ -54,6 +54,7 @@ def _totals(totals: Totals) -> dict[str, Any]:
         "singular_values": {**_spread(totals.singular), "condition": totals.condition},
         "zero_rows_a": totals.zero_rows_a,
         "zero_columns_b": totals.zero_columns_b,
+        "dead": totals.dead,
         "zero_sites": totals.zero_sites,
         "gauge": _spread(totals.gauge),
     }
@@ -81,6 +82,7 @@ def _site(site: SiteReport) -> dict[str, Any]:
             "singular_values": list(numbers.singular_values),
             "zero_rows_a": numbers.zero_rows_a,
             "zero_columns_b": numbers.zero_columns_b,
+            "dead": numbers.dead,
             "gauge": numbers.gauge,
         },
     }

@@ -71,7 +71,7 @@ def _problem(text: str, path: Path) -> RmkitError | None:
     try:
         recipe = parse_recipe(text, path)
         inputs = gather(recipe)
-        make_plan(recipe, inputs.adapters, inputs.notes)
+        make_plan(recipe, inputs)
     except RmkitError as error:
         return error
     return None

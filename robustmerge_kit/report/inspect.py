@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..adapters import Adapter, Extra, SiteFactors, read_adapter
+from ..adapters import Adapter, Extra, SiteFactors
 from ..errors import RmkitError
 from ..flow import Flow
 from ..sources import Source, resolve
 from .fit import compare
+from .lenient import read_leniently
 from .reports import AdapterReport, ExtraReport, Inspection, SiteReport, Spread, Totals
 
 if TYPE_CHECKING:
@@ -90,9 +91,8 @@ def _found(reference: str, place: Path) -> Source | RmkitError:
 def _open(reference: str, label: str, source: Source | RmkitError) -> _Opened:
     if isinstance(source, RmkitError):
         return _Opened(AdapterReport(reference, label, source))
-    remarks: list[str] = []
     try:
-        adapter = _read(source, label, remarks)
+        adapter, remarks = read_leniently(source, label)
     except RmkitError as error:
         return _Opened(AdapterReport(reference, label, error))
     sites = adapter.sites.values()
@@ -117,19 +117,6 @@ def _open(reference: str, label: str, source: Source | RmkitError) -> _Opened:
         warnings=(*remarks, *adapter.notes, *_settings(adapter)),
     )
     return _Opened(report, adapter)
-
-
-def _read(source: Source, label: str, remarks: list[str]) -> Adapter:
-    """The adapter; a modified base stops a merge, but not a look at it."""
-    try:
-        return read_adapter(source, label=label)
-    except RmkitError as refusal:
-        try:
-            adapter = read_adapter(source, label=label, allow=("modified_init",))
-        except RmkitError:
-            raise refusal from None
-        remarks.append(f"a merge refuses it: {refusal.what}")
-        return adapter
 
 
 def _settings(adapter: Adapter) -> list[str]:
@@ -251,6 +238,7 @@ def _total(sites: Sequence[SiteReport]) -> Totals:
         singular=Spread.of(s for n in known for s in n.singular_values),
         zero_rows_a=sum(n.zero_rows_a for n in known),
         zero_columns_b=sum(n.zero_columns_b for n in known),
+        dead=sum(n.dead for n in known),
         zero_sites=sum(not n.norm for n in known),
         gauge=Spread.of(n.gauge for n in known if n.gauge is not None),
     )

@@ -12,6 +12,10 @@ from torch import Tensor
 from ..factors import COMPUTE, nrank, ratio
 
 
+DEAD = 1e-3
+"""Share of a site's largest rank-one term b_i a_i, by norm, up to which a term counts as dead."""
+
+
 @dataclass(frozen=True)
 class NotFinite:
     """How many values of a tensor are NaN, and how many are infinite."""
@@ -28,7 +32,9 @@ class SiteNumbers:
     """What the values of one site say; delta = scale * B A.
 
     singular_values: those of delta above its numerical rank, descending. norm: its Frobenius norm.
-    effective_rank: see `effective_rank`. zero_rows_a, zero_columns_b: directions in which nothing was learned.
+    effective_rank: see `effective_rank`. zero_rows_a, zero_columns_b: directions in which nothing was learned. dead: how
+    many of the r terms b_i a_i of the product are at most `DEAD` of the largest one, zero ones included: rank that is carried
+    along without use.
     gauge: ||B||_F / ||A||_F as stored, None when a factor is zero. B G and G^-1 A have the same product for every invertible
     G, so this ratio says how a delta is split, not what it does; 1 is the balanced split, a fresh LoRA starts at 0. Methods
     that work on A and B themselves feel it.
@@ -39,6 +45,7 @@ class SiteNumbers:
     effective_rank: float
     zero_rows_a: int
     zero_columns_b: int
+    dead: int
     gauge: float | None
 
 
@@ -56,6 +63,7 @@ def measure(a: Float[Tensor, "r d_in"], b: Float[Tensor, "d_out r"], scale: floa
     size = norm_a * norm_b * max(1.0, abs(scale))
     if not math.isfinite(size * size):
         return None
+    terms = lengths_a * lengths_b
     s = _singular_values(gram_a, gram_b, lengths_a) * abs(scale)
     s = s[s > 0]
     return SiteNumbers(
@@ -64,6 +72,7 @@ def measure(a: Float[Tensor, "r d_in"], b: Float[Tensor, "d_out r"], scale: floa
         effective_rank=effective_rank(s),
         zero_rows_a=int((lengths_a == 0).sum()),
         zero_columns_b=int((lengths_b == 0).sum()),
+        dead=int((terms <= DEAD * terms.max()).sum()),
         gauge=norm_b / norm_a if norm_a and norm_b else None,
     )
 

@@ -66,6 +66,7 @@ class Totals:
     singular: Spread | None
     zero_rows_a: int
     zero_columns_b: int
+    dead: int
     zero_sites: int
     gauge: Spread | None
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
+from .columns import NONE, WIDTH, amount, number, table
 from .reports import AdapterReport, ExtraReport, Inspection, SiteReport, Spread
 
-WIDTH = 100
-_GAP = "  "
-_NONE = "-"
 _GLUE = "\N{NO-BREAK SPACE}"
 
 
@@ -35,7 +33,7 @@ def _layout_table(numbered: Sequence[tuple[int, AdapterReport]]) -> list[str]:
         if report.error:
             rows.append((str(index), report.label, "cannot be read, see below"))
             continue
-        alphas = _range(report.alphas) if report.alphas is not None else _NONE
+        alphas = _range(report.alphas) if report.alphas is not None else NONE
         rows.append(
             (
                 str(index),
@@ -49,33 +47,34 @@ def _layout_table(numbered: Sequence[tuple[int, AdapterReport]]) -> list[str]:
                 ", ".join(report.dtypes),
             )
         )
-    return _table(head, rows, left=(1, 2, 8), shrink=1)
+    return table(head, rows, left=(1, 2, 8), shrink=1)
 
 
 def _figures_table(numbered: Sequence[tuple[int, AdapterReport]]) -> list[str]:
-    head = ("", "norm", "eff. rank", "largest", "median", "smallest", "ratio", "|B|/|A|", "zero A", "zero B", "NaN", "Inf")
+    head = ("", "norm", "eff. rank", "largest", "median", "smallest", "ratio", "|B|/|A|", "zero A", "zero B", "dead", "NaN", "Inf")
     rows: list[tuple[str, ...]] = []
     for index, report in numbered:
         totals = report.totals
         if totals is None:
-            rows.append((str(index), *[_NONE] * (len(head) - 1)))
+            rows.append((str(index), *[NONE] * (len(head) - 1)))
             continue
         singular = totals.singular
         rows.append(
             (
                 str(index),
-                _number(totals.norm),
+                number(totals.norm),
                 _median(totals.effective_rank),
-                *(map(_number, (singular.most, singular.median, singular.least)) if singular else [_NONE] * 3),
-                _number(totals.condition),
+                *(map(number, (singular.most, singular.median, singular.least)) if singular else [NONE] * 3),
+                number(totals.condition),
                 _median(totals.gauge),
                 str(totals.zero_rows_a),
                 str(totals.zero_columns_b),
+                str(totals.dead),
                 str(sum(found.nan for found in report.not_finite.values())),
                 str(sum(found.inf for found in report.not_finite.values())),
             )
         )
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _sites_table(report: AdapterReport) -> list[str]:
@@ -84,11 +83,11 @@ def _sites_table(report: AdapterReport) -> list[str]:
     if figures:
         head += ["norm", "eff.", "largest", "median", "smallest", "|B|/|A|", "zero"]
     rows = [_site_row(site, figures) for site in report.sites]
-    return ["   " + line for line in _table(head, rows, left=(0,), shrink=0, width=WIDTH - 3)]
+    return ["   " + line for line in table(head, rows, left=(0,), shrink=0, width=WIDTH - 3)]
 
 
 def _site_row(site: SiteReport, figures: bool) -> tuple[str, ...]:
-    row = (site.name, f"{site.d_out} x {site.d_in}", str(site.rank), _number(site.scale))
+    row = (site.name, f"{site.d_out} x {site.d_in}", str(site.rank), number(site.scale))
     if not figures:
         return row
     numbers = site.numbers
@@ -97,10 +96,10 @@ def _site_row(site: SiteReport, figures: bool) -> tuple[str, ...]:
     singular = Spread.of(numbers.singular_values)
     return (
         *row,
-        _number(numbers.norm),
-        _number(numbers.effective_rank),
-        *(map(_number, (singular.most, singular.median, singular.least)) if singular else [_NONE] * 3),
-        _number(numbers.gauge),
+        number(numbers.norm),
+        number(numbers.effective_rank),
+        *(map(number, (singular.most, singular.median, singular.least)) if singular else [NONE] * 3),
+        number(numbers.gauge),
         f"{numbers.zero_rows_a}+{numbers.zero_columns_b}",
     )
 
@@ -130,7 +129,7 @@ def _more(count: int) -> str:
 
 def _extra(extra: ExtraReport) -> str:
     shape = " x ".join(map(str, extra.spec.shape)) or "scalar"
-    return f"{extra.name} ({extra.kind}, {shape}, {_bytes(extra.spec.nbytes)})".replace(" ", _GLUE)
+    return f"{extra.name} ({extra.kind}, {shape}, {amount(extra.spec.nbytes)})".replace(" ", _GLUE)
 
 
 def _entry(label: str, text: str) -> list[str]:
@@ -141,52 +140,10 @@ def _entry(label: str, text: str) -> list[str]:
     return [(head if i == 0 else " " * len(head)) + line.replace(_GLUE, " ") for i, line in enumerate(lines)]
 
 
-def _table(
-    head: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (), shrink: int | None = None, width: int = WIDTH
-) -> list[str]:
-    """Aligned columns; column `shrink` gives way so that a line is no wider than `width`. A short row ends in free text."""
-    full = [row for row in rows if len(row) == len(head)]
-    sizes = [max(len(row[column]) for row in (head, *full)) for column in range(len(head))]
-    if shrink is not None:
-        sizes[shrink] = max([sizes[shrink], *(len(row[shrink]) for row in rows)])
-        sizes[shrink] = max(8, min(sizes[shrink], width - sum(sizes) + sizes[shrink] - len(_GAP) * (len(head) - 1)))
-    lines: list[str] = []
-    for row in (head, *rows):
-        cells: list[str] = []
-        for column, cell in enumerate(row):
-            shown = _shorten(cell, sizes[column]) if column == shrink else cell
-            last_of_short = column == len(row) - 1 and len(row) < len(head)
-            aligned = shown if last_of_short else f"{shown:<{sizes[column]}}" if column in left else f"{shown:>{sizes[column]}}"
-            cells.append(aligned)
-        lines.append(_GAP.join(cells).rstrip())
-    return lines
-
-
-def _shorten(text: str, size: int) -> str:
-    """The text with its middle left out where it is too long: both ends tell names apart."""
-    if len(text) <= size:
-        return text
-    tail = (size - 1) // 2
-    return f"{text[: size - 1 - tail]}…{text[-tail:]}"
-
-
 def _range(values: Sequence[float]) -> str:
-    shown = [_number(value) for value in values]
+    shown = [number(value) for value in values]
     return ", ".join(shown) if len(shown) <= 2 else f"{shown[0]} to {shown[-1]}"
 
 
 def _median(spread: Spread | None) -> str:
-    return _number(spread.median if spread else None)
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return _NONE
-    return str(int(value)) if abs(value) < 1e5 and value == int(value) else f"{value:.3g}"
-
-
-def _bytes(count: int) -> str:
-    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count} B"
+    return number(spread.median if spread else None)

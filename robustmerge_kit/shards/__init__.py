@@ -8,19 +8,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from .clone import ShardClone, copy_file
 from .impostors import refuse_impostor_file
 from .pickled import open_pickle, surely_holds, write_pickle
-from .stored import HEADER_LIMIT, is_safetensors, map_safetensors, open_safetensors, read_scalar
-from .tensors import ITEMSIZE, Shard, TensorRef, TensorSpec
+from .stored import HEADER_LIMIT, is_safetensors, map_safetensors, open_safetensors, read_scalar, will_read
+from .tensors import ITEMSIZE, Shard, TensorRef, TensorSpec, bytes_of
 from .writer import ShardWriter
 
 __all__ = [
     "HEADER_LIMIT",
     "ITEMSIZE",
     "Shard",
+    "ShardClone",
     "ShardWriter",
     "TensorRef",
     "TensorSpec",
+    "bytes_of",
+    "copy_file",
     "map_safetensors",
     "open_pickle",
     "open_safetensors",
@@ -28,6 +32,7 @@ __all__ = [
     "read_scalar",
     "refuse_impostor_file",
     "surely_holds",
+    "will_read",
     "write_pickle",
 ]
 

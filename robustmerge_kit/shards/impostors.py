@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from ..errors import InputError
@@ -16,9 +17,8 @@ def refuse_impostor(head: bytes, size: int, where: str) -> None:
     Raises: InputError naming what the file is.
     """
     if head.startswith(b"version https://git-lfs"):
-        announced = next(
-            (line.split()[1] for line in head.decode("utf-8", "replace").splitlines() if line.startswith("size ")), "?"
-        )
+        found = re.search(rb"^size ([0-9]{1,20})$", head, re.MULTILINE)
+        announced = found[1].decode() if found else "?"
         raise InputError(
             f"is a Git LFS pointer (the real file has {announced} bytes)",
             where=where,

@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, OutputError
+from .bounds import check_archive, check_legacy
 from .impostors import AGAIN, refuse_impostor_file
-from .tensors import ITEMSIZE, Shard, TensorRef, TensorSpec
+from .tensors import ITEMSIZE, Shard, TensorRef, TensorSpec, check_names
 
 if TYPE_CHECKING:
     import torch
+
+MOST_SHARING = 4
+"""How many times its own size the tensors of a pickle may fill: tied weights share what is stored once."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,10 @@ def open_pickle(path: Path) -> Shard:
         raise InputError(
             "is neither safetensors nor a torch file", where=where, hint="give the adapter's folder or its weights"
         )
-    if not zipped:
+    if zipped:
+        check_archive(path)
+    else:
+        check_legacy(path)
         notes = (f"{path.name}: saved before torch 1.6; it cannot be mapped and is read whole",)
     try:
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
@@ -111,6 +118,10 @@ def open_pickle(path: Path) -> Shard:
         if value.numel() * value.element_size() > size:
             raise InputError(f"tensor {name}: {list(value.shape)} of {dtype} is larger than the whole file", where=where)
         tensors[name] = _LoadedTensor(TensorSpec(name, dtype, tuple(value.shape)), path, value)
+    check_names(tensors.keys(), where)
+    total = sum(ref.spec.nbytes for ref in tensors.values())
+    if total > MOST_SHARING * size:
+        raise InputError(f"its tensors would fill {total} bytes, the whole file has {size}", where=where)
     return Shard(path, tensors, {}, notes)
 
 

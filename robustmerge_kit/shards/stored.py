@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from .impostors import AGAIN, refuse_impostor
-from .tensors import CODES, ITEMSIZE, Shard, TensorRef, TensorSpec
+from .tensors import CODES, ITEMSIZE, Shard, TensorRef, TensorSpec, check_names
 
 if TYPE_CHECKING:
     import torch
@@ -51,6 +51,10 @@ class _OpenFile:
                     hint="leave the inputs alone while a merge runs, then start again",
                 )
             done += count
+
+    def will_read(self, offset: int, size: int) -> None:
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._descriptor(), offset, size, os.POSIX_FADV_WILLNEED)
 
     def _descriptor(self) -> int:
         if self._fd is None:
@@ -94,6 +98,18 @@ class _StoredTensor:
         except OSError as error:
             raise InputError(f"cannot be read: {error.strerror}", where=self.where) from error
         return torch.frombuffer(buffer, dtype=dtype)
+
+
+def offset_of(ref: TensorRef) -> int:
+    """Where a tensor of a safetensors file begins, in bytes from the start of the file."""
+    assert isinstance(ref, _StoredTensor)
+    return ref.offset
+
+
+def will_read(ref: TensorRef) -> None:
+    """Tell the system that a tensor is needed soon, so that the disk works while other things are computed."""
+    if isinstance(ref, _StoredTensor):
+        ref.file.will_read(ref.offset, ref.spec.nbytes)
 
 
 def open_safetensors(path: Path) -> Shard:
@@ -158,10 +174,7 @@ def _parse_header(header: bytes, where: str) -> dict[str, Any]:
         raise InputError(f"has a header that is not JSON ({error})", where=where, hint=AGAIN) from error
     if not isinstance(parsed, dict):
         raise InputError("has a header that is not a JSON object", where=where, hint=AGAIN)
-    try:
-        "".join(parsed).encode()
-    except UnicodeEncodeError as error:
-        raise InputError("has a header with tensor names that are not text", where=where, hint=AGAIN) from error
+    check_names(parsed.keys(), where)
     return parsed  # pyright: ignore[reportUnknownVariableType]
 
 
@@ -176,7 +189,7 @@ def _check_entry(name: str, entry: Any, where: str) -> tuple[TensorSpec, int, in
         raise fail("its header entry must hold dtype, shape and data_offsets")
     code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]  # pyright: ignore[reportUnknownVariableType]
     if not isinstance(code, str) or code not in CODES:
-        raise fail(f"unknown dtype {code!r}")
+        raise fail(f"unknown dtype {str(code)[:80]!r}")
     if not isinstance(shape, list) or len(shape) > 16 or not all(whole(axis) for axis in shape):  # pyright: ignore
         raise fail(f"shape {str(shape)[:80]} is not a list of sizes")  # pyright: ignore
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(whole(o) for o in offsets):  # pyright: ignore

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from ..disclosure import UNPRINTABLE
+from ..errors import InputError
+
 if TYPE_CHECKING:
     import torch
+
+LONGEST_NAME = 1000
+"""Characters of the longest tensor name that is read; what takes names apart may then be quadratic in them."""
 
 CODES = {
     "F64": ("float64", 8),
@@ -87,6 +93,17 @@ class Shard:
     tensors: Mapping[str, TensorRef]
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
     notes: tuple[str, ...] = ()
+
+
+def check_names(names: Collection[str], where: str) -> None:
+    """Refuse tensor names that no module path can have given: empty, endless, with control characters.
+
+    Raises: InputError naming the first.
+    """
+    if UNPRINTABLE.search("".join(names)) or max(map(len, names), default=1) > LONGEST_NAME or "" in names:
+        bad = next(name for name in names if not 0 < len(name) <= LONGEST_NAME or UNPRINTABLE.search(name))
+        what = f"{len(bad)} characters long" if len(bad) > LONGEST_NAME else "empty" if not bad else "with control characters"
+        raise InputError(f"has a tensor name that is {what}: {bad[:80]!r}", where=where)
 
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import OutputError
-from .tensors import CODE_OF, TensorSpec, bytes_of
+from .tensors import CODE_OF, ITEMSIZE, TensorSpec, bytes_of
 
 if TYPE_CHECKING:
     import torch
@@ -22,10 +22,13 @@ T = TypeVar("T")
 class ShardWriter:
     """A safetensors file whose header and length are on disk before any tensor; tensors land in any order, from any thread.
 
-    The file is whole once `close` returns; `close` refuses when a tensor is missing.
+    The file is whole once `close` returns; `close` refuses when a tensor is missing. `again`: go on with a file that an
+    earlier writer of the same specs left.
     """
 
-    def __init__(self, path: Path, specs: Iterable[TensorSpec], metadata: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, path: Path, specs: Iterable[TensorSpec], metadata: Mapping[str, str] | None = None, again: bool = False
+    ) -> None:
         self.path = path
         self._offsets: dict[str, tuple[TensorSpec, int]] = {}
         header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
@@ -46,7 +49,8 @@ class ShardWriter:
         self.nbytes = self._data_start + position
         self._missing = set(self._offsets)
         self._lock = threading.Lock()
-        self._fd = self._guard(lambda: os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
+        creating = 0 if again else os.O_CREAT | os.O_EXCL
+        self._fd = self._guard(lambda: os.open(path, os.O_RDWR | os.O_CLOEXEC | creating, 0o666))
         try:
             self._guard(lambda: os.posix_fallocate(self._fd, 0, self.nbytes))
             self._write_all(memoryview(struct.pack("<Q", len(encoded)) + encoded), 0)
@@ -64,6 +68,27 @@ class ShardWriter:
             raise ValueError(f"{name}: got {tensor.dtype} {tuple(tensor.shape)}, planned {spec.dtype} {spec.shape}")
         if spec.nbytes:
             self._write_all(bytes_of(tensor.detach().cpu().contiguous()), self._data_start + position)
+        self.finish(name)
+
+    def write_flat(self, name: str, start: int, tensor: torch.Tensor) -> None:
+        """Store consecutive elements of a tensor, from element `start` of the flattened one; `finish` says it is whole.
+
+        Raises: OutputError when the disk refuses; ValueError when dtype or place are not those planned.
+        """
+        spec, position = self._offsets[name]
+        if start + tensor.numel() > spec.numel or str(tensor.dtype) != f"torch.{spec.dtype}":
+            raise ValueError(f"{name}: got {tensor.numel()} of {tensor.dtype} at {start}, planned {spec.dtype} {spec.shape}")
+        if tensor.numel():
+            self._write_all(bytes_of(tensor), self._data_start + position + start * ITEMSIZE[spec.dtype])
+
+    def read_flat(self, name: str, start: int, stop: int) -> bytes:
+        """What lies in the file where elements start to stop of a tensor belong."""
+        spec, position = self._offsets[name]
+        size = ITEMSIZE[spec.dtype]
+        return os.pread(self._fd, (stop - start) * size, self._data_start + position + start * size)
+
+    def finish(self, name: str) -> None:
+        """Say that all elements of a tensor have been stored."""
         with self._lock:
             self._missing.discard(name)
 

@@ -21,6 +21,10 @@ from robustmerge_kit.recipe.schema import SPACE_OPTIONS, Recipe
 
 FOREIGN_FLAGS = {
     "--model-base": "a flag of LLaVA's scripts",
+    "--head": "a flag of `ray start`",
+    "--array": "a flag of Slurm's sbatch",
+    "--rm": "a flag of docker",
+    "--cpus": "a flag of docker",
 }
 """Flags of other programs that the documentation mentions."""
 

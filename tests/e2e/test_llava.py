@@ -160,7 +160,7 @@ def test_the_official_loader_loads_the_folder_strictly(method: str, tmp_path: Pa
     run(write_recipe(tmp_path, inputs, method, extras="mean", output=output, **METHODS[method]), out)
     assert {path.name for path in out.iterdir()} == {
         *("adapter_config.json", "adapter_model.bin", "non_lora_trainables.bin", "config.json"),
-        *("README.md", "rmkit.json", "rmkit_recipe.yaml"),
+        *("README.md", "rmkit.json", "rmkit.svg", "rmkit_recipe.yaml"),
     }
     tensors = torch.load(out / "adapter_model.bin", weights_only=True)
     official_scale_walk(tensors)

@@ -19,7 +19,7 @@ MAIN, OLD = "a" * 40, "b" * 40
 
 @dataclass
 class Hub:
-    """Files by repository, branch -> commit, and the requests that came in as (method, path, token)."""
+    """Files by repository (`datasets/` before the name of a data set), and the requests as (method, path, token)."""
 
     repositories: dict[str, dict[str, bytes]]
     gated: set[str] = field(default_factory=set)
@@ -53,8 +53,11 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             path = unquote(urlsplit(self.path).path)
             hub.requests.append((self.command, path, self.headers.get("authorization", "")))
             parts = path.strip("/").split("/")
-            listing = parts[:2] == ["api", "models"]
-            name = "/".join(parts[2:4] if listing else parts[:2])
+            listing = parts[0] == "api"
+            dataset = "datasets" in parts[:2]
+            parts = [part for part in parts if part != "datasets"] if dataset else parts
+            parts = ["api", "models", *parts[1:]] if dataset and listing else parts
+            name = "datasets/" * dataset + "/".join(parts[2:4] if listing else parts[:2])
             if name in hub.broken:
                 return self.reply(500, {}, b"")
             if name in hub.private or name not in hub.repositories:

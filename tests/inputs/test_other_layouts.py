@@ -179,7 +179,6 @@ FOREIGN = {
     "mlx full": (mlx({"fine_tune_type": "full"}), "fine_tune_type is 'full'"),
     "mlx quantised": (mlx({}, lora_a_scales=torch.ones(4)), "quantised factors"),
     "mlx without scale": (mlx({"lora_parameters": {"rank": 2}}), "lora_parameters.scale is missing"),
-    "mlx experts": (mlx({}, lora_a=torch.ones(3, 2, 5), lora_b=torch.ones(3, 4, 2)), "stacked expert factors"),
     "mlx without configuration": (bare({"m.q.lora_a": A.T, "m.q.lora_b": B.T}), "without its adapter_config.json"),
     "kohya variant": (bare({"lora_unet_unet_x_to_k_lora_down.weight": A}), "kohya-looking variant"),
     "loha": (bare({"lora_unet_x.hada_w1_a": A}), "LoHa"),

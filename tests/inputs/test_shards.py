@@ -44,7 +44,7 @@ BROKEN = {
     "long number": (stored(b'{"x": ' + b"9" * 6000 + b"}"), "not JSON"),
     "a list": (stored([]), "not a JSON object"),
     "a name twice": (stored(b'{"x": {}, "x": {}}'), "names 'x' twice"),
-    "half a surrogate": (stored(b'{"\\ud800": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}'), "not text"),
+    "half a surrogate": (stored(b'{"\\ud800": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}'), "control characters"),
     "metadata of numbers": (stored({"__metadata__": {"a": 1}}, b""), "not a map of text"),
     "entry without shape": (stored({"x": {"dtype": "F32", "data_offsets": [0, 8]}}), "must hold dtype, shape"),
     "entry of text": (stored({"x": "F32"}), "must hold dtype, shape"),

@@ -32,6 +32,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(distributions: dict[str, P
     assert {top for top in tops if not top.endswith(".dist-info")} == {"robustmerge_kit"}
     tracked = {path.relative_to(ROOT).as_posix() for path in (ROOT / "robustmerge_kit").rglob("*.py")}
     assert {name for name in names if name.endswith(".py")} == tracked
+    assert {"robustmerge_kit/report/page/page.css", "robustmerge_kit/report/page/page.js"} <= set(names)
     assert any(name.endswith("entry_points.txt") for name in names)
     assert any("LICENSE" in name for name in names)
     assert not any("__pycache__" in name for name in names)

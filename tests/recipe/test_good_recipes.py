@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from robustmerge_kit.disclosure import UNPRINTABLE
 from robustmerge_kit.errors import RmkitError
 from robustmerge_kit.recipe import AdapterEntry, EnergyRank, FirstOf, Found, json_schema, load_recipe, parse_recipe, starter
 from robustmerge_kit.recipe.yaml_text import read_yaml
@@ -138,7 +139,7 @@ def test_every_key_is_documented() -> None:
             assert value.get("description"), f"{name}.{key}"
 
 
-REFERENCES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=30)
+REFERENCES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=30).filter(lambda text: not UNPRINTABLE.search(text))
 FOUND = st.builds(
     Found,
     reference=REFERENCES,

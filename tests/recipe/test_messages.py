@@ -132,12 +132,13 @@ WRONG = [
     ("merge_method: slerp\nadapters: [a]\nparameters: {t: 0.5}\n", ["recipe:2:1: slerp merges 2 adapters, got 1"]),
     # keys of other versions
     (HEAD + "sweep: {}\n", ["recipe:3:1: 'sweep' is not available in this version"]),
-    (HEAD + "extends: x\n", ["recipe:3:1: 'extends' is not available in this version\nhint: write the keys out"]),
-    (HEAD + "vars: {}\n", ["recipe:3:1: 'vars' is not available in this version\nhint: write the values out"]),
-    (HEAD + "dora: delta\n", ["recipe:3:1: 'dora' is not available in this version"]),
+    (HEAD + "dora: full\n", ["recipe:3:7: dora must be delta, got 'full'"]),
     (
-        "merge_method: linear\nadapters: [{adapter: a, expert_axes: 1}]\n",
-        ["recipe:2:25: 'expert_axes' is not available in this version"],
+        "merge_method: linear\nadapters: [{adapter: a, expert_axes: 1, expert_layout: mlx}]\n",
+        [
+            "recipe:2:38: adapters[0].expert_axes must be out_in or in_out, got 1",
+            "recipe:2:56: adapters[0].expert_layout must be peft or unsloth, got 'mlx'",
+        ],
     ),
     # the whole
     ("- a\n", ["recipe:1:1: a recipe is a mapping of keys, got ['a']\nhint: start with merge_method: NAME"]),

@@ -68,9 +68,9 @@ def test_every_key_and_value_has_its_position() -> None:
         ("g", "f"): (5, 11),
         ("b", 1, "absent", 7): (4, 5),
     }
-    assert {path: document.value(path) for path in values} == values
+    assert {path: document.value(path)[1:] for path in values} == values
     keys = {("a",): (1, 1), ("b",): (2, 1), ("b", 1, "d"): (4, 13), ("b", 0): (3, 5), (): (1, 1), ("zz",): (1, 1)}
-    assert {path: document.key(path) for path in keys} == keys
+    assert {path: document.key(path)[1:] for path in keys} == keys
 
 
 REFUSED = [

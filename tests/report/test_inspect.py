@@ -219,6 +219,7 @@ def test_the_json_document(tmp_path: Path) -> None:
         "singular_values",
         "zero_rows_a",
         "zero_columns_b",
+        "dead",
         "zero_sites",
         "gauge",
     }

@@ -92,6 +92,16 @@ def test_zero_rows_and_columns_are_counted_apart() -> None:
     assert found.singular_values == pytest.approx([1.0])
 
 
+@pytest.mark.parametrize(("size", "dead"), [(1.1e-3, 0), (0.9e-3, 1), (0.0, 1)])
+def test_a_term_is_dead_below_a_thousandth_of_the_largest(size: float, dead: int) -> None:
+    a, b = torch.eye(3, 8, dtype=torch.float64), torch.eye(9, 3, dtype=torch.float64)
+    b[:, 1] *= 4 * size
+    b[:, 0] *= 4
+    found = measure(a, b, 7.0)
+    assert found is not None
+    assert found.dead == dead
+
+
 def test_a_zero_delta_has_no_spectrum() -> None:
     a, b = factors([4.0, 3.0])
     for found in (measure(a, 0 * b, 1.0), measure(0 * a, b, 1.0), measure(a, b, 0.0)):
@@ -101,7 +111,7 @@ def test_a_zero_delta_has_no_spectrum() -> None:
     fresh = measure(a, 0 * b, 1.0)
     assert fresh is not None
     assert fresh.gauge is None
-    assert fresh.zero_columns_b == 2
+    assert (fresh.zero_columns_b, fresh.dead) == (2, 2)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e160, 1e300])

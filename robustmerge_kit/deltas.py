@@ -1,0 +1,112 @@
+"""The merged delta of one site, ready to be added to a base tensor tile by tile."""
+
+from __future__ import annotations
+
+import tempfile
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .factors import InCore, LowRank, Spectral, norm
+from .pipeline import Delta, finish, merge_site
+from .plan import Place, SiteStep
+from .sites import LoadedSite, Sites
+from .spaces import Dense
+
+IN_MEMORY = 64 << 20
+"""Bytes of a dense delta that may be held to be turned over; a larger one waits in a file."""
+
+
+class SiteDelta(Protocol):
+    """A delta that is added to tiles of a place. `norm2` is its squared norm, complete once all tiles have been added."""
+
+    @property
+    def norm2(self) -> float: ...
+
+    def add_to(self, tile: Tensor, place: Place, first: int) -> None:
+        """Add rows `first` and following of what belongs into a place to a tile of it, in place."""
+        ...
+
+
+def delta_of(sites: Sites, group: list[LoadedSite], device: torch.device, step: SiteStep) -> tuple[SiteDelta | None, float]:
+    """The merged delta of a site and the share of energy its rank limit kept; None where every input is zero.
+
+    Without a rank limit nothing is truncated: low-rank results stay factors, dense results are made row by row.
+    """
+    if not group[0].present:
+        return None, 1.0
+    stack, draws = sites.stack(group, device)
+    merged = merge_site(stack, step, draws, sites.surveyed(step))
+    if step.cut is not None:
+        finished = finish(merged, step, draws)
+        return FactoredDelta(finished.factors), float(finished.retained.min())
+    retained = float(merged.retained.min())
+    if isinstance(merged.delta, Dense):
+        return DenseDelta(merged.delta), retained
+    return FactoredDelta(_multiplied(merged.delta)), retained
+
+
+def _multiplied(delta: Delta) -> LowRank:
+    """The delta as two factors, whatever form it came in."""
+    assert not isinstance(delta, Dense)
+    if isinstance(delta, LowRank):
+        return delta
+    if isinstance(delta, InCore):
+        return LowRank(delta.core.q_b @ delta.matrix.to(delta.core.q_b), delta.core.q_a.mT)
+    assert isinstance(delta, Spectral)
+    return LowRank(delta.q_b @ (delta.u * delta.s[..., None, :]).to(delta.q_b), (delta.q_a @ delta.v.to(delta.q_a)).mT)
+
+
+class FactoredDelta:
+    """B A, multiplied out where it is added; with an axis of experts in front for fused experts."""
+
+    def __init__(self, factors: LowRank) -> None:
+        self._factors = factors
+        self.norm2 = float(norm(factors).square().sum())
+
+    def add_to(self, tile: Tensor, place: Place, first: int) -> None:
+        b, a = self._factors.b, self._factors.a
+        if place.expert is not None:
+            b, a = b[place.expert], a[place.expert]
+        left, right = (a.mT, b.mT) if place.transposed else (b, a)
+        rows = left[place.row + first : place.row + first + tile.shape[0]]
+        torch.addmm(tile, rows.to(tile.dtype), right.to(tile.dtype), out=tile)
+
+
+class DenseDelta:
+    """A delta made in blocks of rows when they are asked for. A transposed place needs its columns: it is kept whole."""
+
+    def __init__(self, delta: Dense) -> None:
+        self._delta = delta
+        self._whole: Tensor | None = None
+        self.norm2 = 0.0
+
+    def add_to(self, tile: Tensor, place: Place, first: int) -> None:
+        if place.transposed or place.expert is not None:
+            whole = self._kept()
+            whole = whole if place.expert is None else whole[place.expert]
+            whole = whole.mT if place.transposed else whole
+            rows = whole[place.row + first : place.row + first + tile.shape[0]].to(tile.device)
+        else:
+            rows = self._delta.rows(place.row + first, place.row + first + tile.shape[0])
+        flat = rows.reshape(-1)
+        self.norm2 += float(torch.dot(flat, flat))
+        tile += rows
+
+    def _kept(self) -> Tensor:
+        if self._whole is None:
+            shape = self._delta.shape
+            if 4 * shape.numel() <= IN_MEMORY:
+                self._whole = self._delta.full()
+            else:
+                self._whole = _in_file(shape)
+                for first, rows in self._delta.blocks():
+                    self._whole[..., first : first + rows.shape[-2], :] = rows.cpu()
+        return self._whole
+
+
+def _in_file(shape: torch.Size) -> Tensor:
+    """Room for numbers in a file without a name, which the system may write out and which vanishes with its last use."""
+    with tempfile.NamedTemporaryFile(prefix="rmkit-") as file:
+        return torch.from_file(file.name, shared=True, size=shape.numel(), dtype=torch.float32).view(shape)

@@ -1,0 +1,65 @@
+"""What of a stranger's text, and of this machine, may be shown, logged and published."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+"""Characters that a terminal obeys instead of showing, that change the order of what is shown, or that are no characters."""
+
+_LONGEST = 4000
+_BLANKS = re.compile(r"[ \t\r\n]*[\t\r\n][ \t\r\n]*")
+_SECRETS = (
+    re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{16,}"),
+    re.compile(r"\b(?:gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,})"),
+    re.compile(r"(?<=https://)[^/\s@'\"<>]+(?=@)|(?<=http://)[^/\s@'\"<>]+(?=@)|(?<=://)[^/\s:@'\"<>]*:[^/\s@'\"<>]+(?=@)"),
+    re.compile(r"(?<=[?&]token=)[^&\s'\"<>]+|(?<=[?&]access_token=)[^&\s'\"<>]+|(?<=[?&]X-Amz-Signature=)[^&\s'\"<>]+"),
+)
+
+
+def printable(text: str) -> str:
+    """The text on one line, control characters written out: a terminal shows it and does nothing else."""
+    if UNPRINTABLE.search(text) is None:
+        return text
+    return UNPRINTABLE.sub(lambda found: repr(found[0])[1:-1], _BLANKS.sub(" ", text).strip())
+
+
+def find_secret(text: str) -> tuple[int, int] | None:
+    """Where in a text an access token or a password inside an address stands; None without one."""
+    found = [match.span() for pattern in _SECRETS if (match := pattern.search(text))]
+    return min(found, default=None)
+
+
+def without_secrets(text: str) -> str:
+    """The text with access tokens, and what stands before the host of an address, replaced by three stars."""
+    for pattern in _SECRETS:
+        text = pattern.sub("***", text)
+    return text
+
+
+def without_home(text: str) -> str:
+    """The text with `~` for the folder of whoever runs this."""
+    home = os.path.expanduser("~").rstrip("/")  # noqa: PTH111 - Path.home raises where there is none
+    if len(home) < 2 or home not in text:
+        return text
+    return re.sub(rf"(?<![\w.~-]){re.escape(home)}(?![\w.-])", "~", text)
+
+
+def presentable(text: str) -> str:
+    """What a message may say: one line of bounded length, no control characters, no secrets, no home folder."""
+    shown = without_home(without_secrets(printable(text[: 2 * _LONGEST])))
+    return shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 3]}..."
+
+
+def publishable(content: Any, verbatim: Collection[str] = ()) -> Any:
+    """A JSON document without secrets and home folder; values of the keys in `verbatim` stay as they are."""
+    if isinstance(content, str):
+        return without_home(without_secrets(content))
+    if isinstance(content, Mapping):
+        return {key: value if key in verbatim else publishable(value, verbatim) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [publishable(value, verbatim) for value in content]
+    return content

@@ -1,0 +1,424 @@
+"""Folding a plan into its base: every changed tensor is read, changed and written in tiles, with one rounding.
+
+A job is a site with all its places, a tensor made of whole tensors of the inputs, or a tensor that is taken over as it is.
+Jobs are independent. Only the delta of one site and a tile per worker are in memory, whatever the size of the model.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .adapters import check_values
+from .deltas import SiteDelta, delta_of
+from .errors import InputError, PlanError
+from .flow import Flow
+from .outcome import Outcome, SiteReport
+from .plan import Change, Copy, Fold, Part, Place, Plan, SiteStep
+from .resources import Resources
+from .shards import TensorRef, bytes_of, will_read
+from .sites import Factors, Sites, group_sites
+
+TILE = 1 << 21
+"""Elements of a base tensor that are in memory as numbers at a time, for each worker."""
+
+Job = SiteStep | Change | Copy
+Region = tuple[str, int, int]
+"""Elements of a tensor: its name, first element, end."""
+
+
+class Canvas(Protocol):
+    """The files of the model. `prepare` is called from one thread, in order of the jobs; the rest from any thread."""
+
+    def expect(self, jobs: Iterable[Sequence[str]]) -> None:
+        """The tensors of every job there will be; called first."""
+        ...
+
+    def prepare(self, tensor: str) -> None:
+        """Make sure that the file of a tensor is there."""
+        ...
+
+    def write(self, tensor: str, start: int, values: Tensor) -> None:
+        """Store elements of a tensor from `start` on."""
+        ...
+
+    def read(self, tensor: str, start: int, stop: int) -> bytes:
+        """What lies where these elements belong."""
+        ...
+
+    def finish(self, tensors: Sequence[str]) -> None:
+        """A job of these tensors is done."""
+        ...
+
+
+class Progress(Protocol):
+    """What survives a killed run: records of finished jobs."""
+
+    @property
+    def done(self) -> Mapping[str, Mapping[str, Any]]: ...
+
+    def add(self, job: str, record: Mapping[str, Any]) -> None: ...
+
+
+def fold(
+    plan: Plan,
+    canvas: Canvas,
+    progress: Progress,
+    identities: Sequence[str],
+    resources: Resources,
+    observe: Callable[[str, int, int], None] = lambda name, sites, nbytes: None,
+) -> Outcome:
+    """Run a plan that folds: every region of `plan.fold` is written to `canvas` exactly once, or found there as recorded.
+
+    identities: what keys the random numbers, one per recipe adapter.
+
+    Raises: InputError for NaN or Inf in an input; PlanError for whole tensors that must agree and do not, and for results that
+        the dtype cannot hold.
+    """
+    assert plan.fold is not None
+    outcome = Outcome()
+    folder = _Folder(plan, plan.fold, canvas, identities, resources, outcome)
+    start = time.perf_counter()
+
+    def store(job: Job, record: dict[str, Any]) -> None:
+        progress.add(key_of(job), record)
+        canvas.finish(tensors_of(job, plan.fold))
+        folder.report(job, record)
+        outcome.memory.look()
+        observe(key_of(job), int(isinstance(job, SiteStep)), folder.nbytes(job))
+
+    waiting: list[Job] = []
+    jobs = folder.jobs()
+    canvas.expect([tensors_of(job, plan.fold) for job in jobs])
+    for job in jobs:
+        record = progress.done.get(key_of(job))
+        if record is not None and folder.holds(job, record):
+            canvas.finish(tensors_of(job, plan.fold))
+            folder.report(job, record)
+            observe(key_of(job), int(isinstance(job, SiteStep)), 0)
+            outcome.resumed += 1
+        else:
+            waiting.append(job)
+    folder.sites.survey()
+    flow = Flow(
+        cost=folder.cost,
+        load=folder.load,
+        work=folder.work,
+        store=store,
+        workers=resources.workers,
+        limit=resources.memory,
+        ahead=resources.workers,
+    )
+    budget = flow.run(waiting, folder.enter_worker)
+    outcome.seconds = time.perf_counter() - start
+    outcome.peak_in_flight = budget.peak
+    outcome.sites.sort(key=lambda report: report.site)
+    _refuse_untrained(plan, outcome)
+    return outcome
+
+
+def key_of(job: Job) -> str:
+    """What a job is called in the journal."""
+    if isinstance(job, SiteStep):
+        return f"site {job.site}"
+    return f"change {job.tensor}" if isinstance(job, Change) else f"copy {job.tensor}"
+
+
+def regions(job: Job, fold: Fold) -> Iterator[Region]:
+    """What a job writes, in the order it does."""
+    if isinstance(job, SiteStep):
+        yield from ((place.tensor, place.first, place.end) for place in fold.places[job.site])
+    elif isinstance(job, Change):
+        yield job.tensor, 0, job.spec.numel
+    else:
+        yield from ((job.tensor, start, end) for start, end in job.ranges)
+
+
+def tensors_of(job: Job, fold: Fold | None) -> tuple[str, ...]:
+    """The tensors a job writes to, each once."""
+    assert fold is not None
+    return tuple(dict.fromkeys(name for name, _, _ in regions(job, fold)))
+
+
+@dataclass(frozen=True)
+class _Written:
+    """Checksum of what was written, squared norm of the delta where it is only known afterwards, squared rounding error."""
+
+    crc: int
+    norm2: float
+    error2: float
+
+
+class _Folder:
+    """The stages of the flow for one plan."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        fold: Fold,
+        canvas: Canvas,
+        identities: Sequence[str],
+        resources: Resources,
+        outcome: Outcome,
+    ) -> None:
+        self.plan = plan
+        self.fold = fold
+        self.canvas = canvas
+        self.outcome = outcome
+        self.device = torch.device(resources.device)
+        self.sites = Sites(plan, identities, self.device)
+        self.specs = fold.specs
+        self._local = threading.local()
+
+    def jobs(self) -> list[Job]:
+        """All jobs, file by file, so that a file is complete as early as can be."""
+        places = {name: index for index, name in enumerate(self.specs)}
+        every: list[Job] = [*self.plan.steps, *self.fold.changes, *self.fold.copies]
+        return sorted(every, key=lambda job: min(places[name] for name in tensors_of(job, self.fold)))
+
+    def holds(self, job: Job, record: Mapping[str, Any]) -> bool:
+        """Whether the files hold what a record says a job wrote."""
+        crc = 0
+        for tensor, start, end in regions(job, self.fold):
+            self.canvas.prepare(tensor)
+            for first in range(start, end, TILE):
+                crc = zlib.crc32(self.canvas.read(tensor, first, min(end, first + TILE)), crc)
+        return crc == record.get("crc")
+
+    def enter_worker(self) -> None:
+        torch.set_num_threads(1)
+        if self.device.type == "cuda":
+            self._local.stream = torch.cuda.Stream(self.device)
+
+    def cost(self, job: Job) -> int:
+        tiles = 4 * 4 * TILE
+        return tiles + (job.fold_bytes if isinstance(job, SiteStep) else 0)
+
+    def nbytes(self, job: Job) -> int:
+        """Bytes read for a job."""
+        own = 0 if isinstance(job, Copy) else job.read_bytes
+        origins = ((self._base(name), end - start) for name, start, end in regions(job, self.fold))
+        return own + sum(ref.spec.nbytes * count // ref.spec.numel for ref, count in origins if ref)
+
+    def _base(self, tensor: str) -> TensorRef | None:
+        return self.fold.base.tensors.get(self.fold.origins.get(tensor, tensor))
+
+    # --- stages -------------------------------------------------------------------------------------------------------
+
+    def load(self, job: Job) -> Factors:
+        for tensor in tensors_of(job, self.fold):
+            self.canvas.prepare(tensor)
+            ref = self._base(tensor)
+            if ref is not None:
+                will_read(ref)
+        return [member.factors.read() for member in job.members] if isinstance(job, SiteStep) else []
+
+    def work(self, job: Job, loaded: Factors) -> dict[str, Any]:
+        if isinstance(job, Copy):
+            return {"crc": self._take_over(job)}
+        with self._on_device():
+            return self._add(job, loaded) if isinstance(job, SiteStep) else self._change(job)
+
+    def _on_device(self) -> AbstractContextManager[Any]:
+        return torch.cuda.stream(self._local.stream) if self.device.type == "cuda" else nullcontext()
+
+    def _take_over(self, copy: Copy) -> int:
+        ref = self.fold.base.tensors[copy.origin]
+        dtype: torch.dtype = getattr(torch, self.specs[copy.tensor].dtype)
+        crc = 0
+        for start, end in copy.ranges:
+            for first in range(start, end, TILE):
+                values = ref.read_flat(first, min(end, first + TILE)).to(dtype)
+                if dtype.is_floating_point and dtype != getattr(torch, ref.spec.dtype):
+                    _refuse_overflow(values, ref, copy.tensor)
+                crc = self._store(copy.tensor, first, values, crc)
+        return crc
+
+    def _store(self, tensor: str, start: int, values: Tensor, crc: int) -> int:
+        flat = values.reshape(-1).cpu()
+        self.canvas.write(tensor, start, flat)
+        return zlib.crc32(bytes_of(flat), crc)
+
+    # --- sites --------------------------------------------------------------------------------------------------------
+
+    def _add(self, step: SiteStep, factors: Factors) -> dict[str, Any]:
+        (group,) = group_sites((step,), [factors])
+        site = group[0]
+        try:
+            written, retained = self._add_on(step, group, self.device)
+        except torch.OutOfMemoryError:
+            if self.device.type == "cpu":
+                raise PlanError(
+                    f"not enough memory to fold site {step.site}", hint="lower -j or --memory, or free memory"
+                ) from None
+            torch.cuda.empty_cache()
+            self.outcome.notes.append(f"{step.site}: too large for the GPU, folded on the CPU")
+            written, retained = self._add_on(step, group, torch.device("cpu"))
+        if not math.isfinite(written.norm2 + written.error2):
+            raise PlanError(
+                f"the result does not fit into {self.specs[self.fold.places[step.site][0].tensor].dtype}",
+                where=f"site {step.site}",
+                hint="set output.dtype: float32 or bfloat16, or lower gain and weights",
+            )
+        return {"retained": retained, "zero": site.zero, **asdict(written)}
+
+    def _add_on(self, step: SiteStep, group: Any, device: torch.device) -> tuple[_Written, float]:
+        delta, retained = delta_of(self.sites, group, device, step)
+        crc, error2 = 0, 0.0
+        for place in self.fold.places[step.site]:
+            for first, rows in _tiles(place):
+                tile, rounded = self._tile(delta, place, first, rows, device)
+                crc = self._store(place.tensor, place.first + first * place.cols, rounded, crc)
+                if rounded.dtype != tile.dtype:
+                    flat = tile.sub_(rounded).view(-1)
+                    error2 += float(torch.dot(flat, flat))
+                elif not torch.isfinite(rounded.sum()):
+                    error2 = math.inf
+        return _Written(crc, delta.norm2 if delta else 0.0, error2), retained
+
+    def _tile(
+        self, delta: SiteDelta | None, place: Place, first: int, rows: int, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        ref = self._base(place.tensor)
+        assert ref is not None
+        start = place.first + first * place.cols
+        stored = ref.read_flat(start, start + rows * place.cols).view(rows, place.cols)
+        dtype: torch.dtype = getattr(torch, self.specs[place.tensor].dtype)
+        exact = torch.float64 if torch.float64 in (dtype, stored.dtype) else torch.float32
+        if device.type == "cuda":
+            stored = stored.pin_memory().to(device, non_blocking=True)
+        tile = stored.to(exact, copy=True)
+        if delta is not None:
+            delta.add_to(tile, place, first)
+        return tile, tile.to(dtype)
+
+    # --- whole tensors ------------------------------------------------------------------------------------------------
+
+    def _change(self, change: Change) -> dict[str, Any]:
+        base = self._base(change.tensor)
+        cols = math.prod(change.spec.shape[1:])
+        size = max(1, TILE // max(1, cols)) * max(1, cols)
+        dtype: torch.dtype = getattr(torch, self.specs[change.tensor].dtype)
+        crc = 0
+        rows = [_rows_of(part) for part in change.parts]
+        for first in range(0, change.spec.numel, size):
+            end = min(change.spec.numel, first + size)
+            if change.rule == "equal":
+                values = _agreeing(change, first, end)
+            else:
+                values = _summed(change, base, first, end, cols, rows)
+            rounded = values.to(dtype)
+            if dtype.is_floating_point:
+                _refuse_overflow(rounded, change.parts[0].ref, change.tensor)
+            crc = self._store(change.tensor, first, rounded, crc)
+        return {"crc": crc}
+
+    def report(self, job: Job, record: Mapping[str, Any]) -> None:
+        """Add a finished job to the outcome."""
+        if not isinstance(job, SiteStep):
+            return
+        norm2, error2, retained = record["norm2"], record["error2"], record["retained"]
+        out = self.outcome
+        out.norm2 += norm2
+        out.error2 += error2
+        out.kept2 += norm2
+        out.full2 += norm2 / max(retained, 1e-300)
+        out.sites.append(
+            SiteReport(
+                site=job.site,
+                method=job.method.name,
+                rank=job.full_rank if job.cut is None else job.cut,
+                retained=retained,
+                norm=math.sqrt(norm2),
+                rounding=math.sqrt(error2 / norm2) if norm2 > 0 else 0.0,
+                zero=tuple(record["zero"]),
+            )
+        )
+
+
+def _tiles(place: Place) -> Iterator[tuple[int, int]]:
+    """First row and number of rows of every tile; fixed by the shape, so that results are too."""
+    size = max(1, TILE // place.cols)
+    for first in range(0, place.rows, size):
+        yield first, min(size, place.rows - first)
+
+
+def _rows_of(part: Part) -> dict[int, int]:
+    """Row of the base -> row of the part's value."""
+    return {row: i for i, row in enumerate(part.rows or ())}
+
+
+def _agreeing(change: Change, first: int, end: int) -> Tensor:
+    values = change.parts[0].ref.read_flat(first, end)
+    if values.is_floating_point():
+        check_values(change.parts[0].ref.where, values)
+    for part in change.parts[1:]:
+        if not torch.equal(part.ref.read_flat(first, end), values):
+            raise PlanError(
+                f"{change.tensor} differs between {change.parts[0].ref.path} and {part.ref.path}",
+                where="extras",
+                hint="choose extras: mean, first, {first: NAME} or drop",
+            )
+    return values
+
+
+def _summed(
+    change: Change, base: TensorRef | None, first: int, end: int, cols: int, rows: Sequence[Mapping[int, int]]
+) -> Tensor:
+    """The base plus the sum of coefficient * (value - base); where the base has no such rows, the values alone."""
+    if base is None or base.spec.shape != change.spec.shape:
+        if len(change.parts) == 1 and change.parts[0].coefficient == 1:
+            return _checked(change.parts[0].ref, first, end)
+        out = torch.zeros(end - first)
+        for part in change.parts:
+            out += part.coefficient * _checked(part.ref, first, end).float()
+        return out
+    stored = base.read_flat(first, end)
+    exact = torch.float64 if stored.dtype == torch.float64 else torch.float32
+    start = stored.to(exact)
+    out = start.clone()
+    for part, where in zip(change.parts, rows, strict=True):
+        if part.rows is not None:
+            for row in range(first // cols, end // cols):
+                if row in where:
+                    at = slice(row * cols - first, (row + 1) * cols - first)
+                    value = _checked(part.ref, where[row] * cols, (where[row] + 1) * cols).to(exact)
+                    out[at] += part.coefficient * (value - start[at])
+            continue
+        value = _checked(part.ref, first, end).to(exact)
+        out += part.coefficient * (value - start if part.absolute else value)
+    if all(part.absolute and part.rows is None for part in change.parts) and len(change.parts) == 1:
+        (part,) = change.parts
+        if part.coefficient == 1:
+            return _checked(part.ref, first, end)
+    return out
+
+
+def _checked(ref: TensorRef, first: int, end: int) -> Tensor:
+    values = ref.read_flat(first, end)
+    if values.is_floating_point():
+        check_values(ref.where, values)
+    return values
+
+
+def _refuse_overflow(values: Tensor, ref: TensorRef, tensor: str) -> None:
+    if not torch.isfinite(values).all() and torch.isfinite(values.float().nan_to_num(0, 0, 0)).all():
+        raise PlanError(
+            f"{tensor} ({ref.path.name}) does not fit into {str(values.dtype).removeprefix('torch.')}",
+            hint="set output.dtype: float32 or bfloat16",
+        )
+
+
+def _refuse_untrained(plan: Plan, outcome: Outcome) -> None:
+    zero = {report.site: set(report.zero) for report in outcome.sites}
+    if not any(member.index not in zero[step.site] for step in plan.steps for member in step.members):
+        raise InputError("every adapter is untrained: all their B or A factors are zero", hint="check the training runs")

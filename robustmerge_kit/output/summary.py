@@ -1,0 +1,55 @@
+"""What a receipt says, in a few lines for a human."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+TOO_MUCH = 0.1
+"""Share of the merged update that a rank limit may lose before a warning."""
+
+
+def summary(content: Mapping[str, Any], folder: Path) -> Sequence[str]:
+    """A few lines for a human, from a receipt."""
+    totals, output = content["totals"], content["output"]
+    rank = f"rank {output['rank']}" if output["rank"] else "ranks by site"
+    lines = [
+        f"merged {len(content['inputs'])} adapters at {totals['sites']} sites into {folder}",
+        f"{content['settings']['merge_method']}, {rank}, {output['dtype']}, {content['timings']['total']:.2f} s",
+        f"energy kept {totals['retained_energy']:.4%}, rounding error {totals['rounding_error']:.2e}",
+        *filter(None, (conflict(content), memory(content))),
+    ]
+    if totals["retained_energy"] < 1 - TOO_MUCH:
+        lines.append(
+            f"warning: the rank limit loses {1 - totals['retained_energy']:.1%} of the merged update; "
+            "raise output.rank to keep more"
+        )
+    if content["serving"]:
+        lines.append(content["serving"].replace("FOLDER", str(folder)))
+    return lines
+
+
+def conflict(content: Mapping[str, Any]) -> str:
+    """The two inputs that pull apart most, by the cosine of their updates; "" where there are no two."""
+    measured = content["conflict"]
+    if measured is None or measured["lowest"] is None:
+        return ""
+    first, second = measured["lowest"]["inputs"]
+    cosine = measured["lowest"]["cosine"]
+    found = "largest conflict" if cosine < 0 else "no conflict, least alike"
+    every = content["totals"]["sites"]
+    where = "" if measured["sites"] == every else f", measured at {measured['sites']} of {every} sites"
+    return f"{found}: {first} and {second}, cosine {cosine:.4f}{where}"
+
+
+def memory(content: Mapping[str, Any]) -> str:
+    """The peak of memory; "" where the system does not say."""
+    known = content["memory"]
+    if not known.get("peak_resident"):
+        return ""
+    return f"peak memory {_gigabytes(known['peak_resident'])}, anonymous {_gigabytes(known['peak_anonymous'])}"
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.2f} GB"

@@ -1,0 +1,126 @@
+"""Everything an analysis says of one site."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ...draws import KeyedDraws
+from ...factors import FactorStack, core
+from ...pipeline import merge_site, spectral
+from ...plan import SiteStep
+from ...recipe import layer_number, stack_name
+from ...sites import Factors, LoadedSite, Sites, group_sites
+from ..numbers import effective_rank
+from .factor_values import Spectrum, Values, look_at, pruned_spectra, pruning
+from .merges import MergedUpdate, judge, nothing
+from .records import Merge, Pair, Signs, Site, Update
+from .signs import SignCounts, count_signs
+from .totals import Histograms
+from .updates import Updates, compare
+
+Job = tuple[SiteStep, ...]
+"""The steps of one site, one per method; all of them have the same members."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A site's figures, and the values of its factors counted, by position of the adapter."""
+
+    site: Site
+    counted: Mapping[int, Histograms]
+
+
+def look(job: Job, factors: Factors, shared: Sequence[Sites]) -> Found:
+    """The figures of one site. `shared` holds what all sites of a plan share, one per step of the job."""
+    adapters = range(len(shared[0].plan.adapters))
+    step = job[0]
+    here = _grouped(step, factors)
+    if not here.present:
+        empty = tuple(nothing(None, adapters) for _ in job)
+        return Found(_site(step, [None] * len(adapters), [], Signs(rows=0, cancelled=None, error=0.0), empty), {})
+    stack, draws = shared[0].stack([here], shared[0].device)
+    indices = [step.members[i].index for i in here.present]
+    updates = Updates(core(stack), indices)
+    values = {index: (look_at(stack.a[t]), look_at(stack.b[t])) for t, index in enumerate(indices) if index in updates.each}
+    spectra = _spectra(here, stack, draws)
+    known = [_update(t, updates, values, spectra, indices) for t in adapters]
+    signs = count_signs(stack)
+    pairs = [_with_signs(pair, signs, indices) for pair in compare(updates)]
+    merges = tuple(_merge(each, factors, plan, updates, adapters) for each, plan in zip(job, shared, strict=True))
+    said = Signs(rows=signs.rows, cancelled=signs.cancelled, error=float(signs.error.nan_to_num().max()))
+    counted = {index: Histograms(a.counts, b.counts) for index, (a, b) in values.items()}
+    return Found(_site(step, known, pairs, said, merges), counted)
+
+
+def _grouped(step: SiteStep, factors: Factors) -> LoadedSite:
+    ((site,),) = group_sites((step,), [factors])
+    return site
+
+
+def _spectra(here: LoadedSite, stack: FactorStack, draws: KeyedDraws) -> tuple[list[Spectrum], list[Spectrum]]:
+    """Spectra after pruning and after scaling, in the order of the stack."""
+    params = pruning(here.step.params)
+    if isinstance(params.density, tuple):
+        params = params.model_copy(update={"density": tuple(params.density[i] for i in here.present)})
+    return pruned_spectra(stack, params, draws)
+
+
+def _update(
+    index: int,
+    updates: Updates,
+    values: Mapping[int, tuple[Values, Values]],
+    spectra: tuple[list[Spectrum], list[Spectrum]],
+    indices: Sequence[int],
+) -> Update | None:
+    if index not in updates.each:
+        return None
+    found = updates.each[index]
+    a, b = values[index]
+    t = indices.index(index)
+    return Update(
+        rank=found.rank,
+        norm=found.energy**0.5,
+        effective_rank=effective_rank(found.s),
+        spectrum=tuple(found.s.tolist()),
+        pruned=spectra[0][t],
+        scaled=spectra[1][t],
+        a=a.facts,
+        b=b.facts,
+    )
+
+
+def _with_signs(pair: Pair, signs: SignCounts, indices: Sequence[int]) -> Pair:
+    conflict = float(signs.conflict[indices.index(pair.first), indices.index(pair.second)])
+    return pair.model_copy(update={"sign_conflict": None if conflict != conflict else conflict})
+
+
+def _merge(step: SiteStep, factors: Factors, plan: Sites, updates: Updates, adapters: range) -> Merge:
+    here = _grouped(step, factors)
+    stack, draws = plan.stack([here], plan.device)
+    merged = merge_site(stack, step, draws, plan.surveyed(step))
+    cut = step.full_rank if step.cut is None else step.cut
+    # Of a dense result one sees as many directions as the adapters have together, or as many as are written.
+    found, held = spectral(merged, max(sum(step.ranks), step.cut or 0), draws)
+    seen = float(found.s.double().square().sum())
+    return judge(MergedUpdate(found, seen / float(held) if held else seen, cut), updates, adapters)
+
+
+def _site(
+    step: SiteStep, updates: Sequence[Update | None], pairs: Sequence[Pair], signs: Signs, merges: tuple[Merge, ...]
+) -> Site:
+    norms = [update.norm for update in updates if update]
+    stack, layer = stack_name(step.site), layer_number(step.site)
+    return Site(
+        site=step.site,
+        stack=stack,
+        layer=layer,
+        module=step.site.removeprefix(f"{stack}.{layer}.") if layer is not None else step.site,
+        d_out=step.model.d_out,
+        d_in=step.model.d_in,
+        norm_ratio=max(norms) / min(norms) if norms else None,
+        updates=tuple(updates),
+        pairs=tuple(pairs),
+        signs=signs,
+        merges=merges,
+    )

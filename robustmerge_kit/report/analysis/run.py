@@ -1,0 +1,112 @@
+"""Analyse a recipe: read its adapters once, site by site, compare them, merge them by every method asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+import torch
+
+from ...execute import survey_spectra
+from ...flow import Flow
+from ...hashing import Hashing
+from ...plan import Plan, SiteStep, gather, make_plan, settle_ranks
+from ...recipe import Recipe
+from ...resources import Resources
+from ...sites import Sites
+from .at_site import Found, Job, look
+from .comparison import Candidate, plan_candidate
+from .facts import describe
+from .records import Analysis, Site
+from .signs import BLOCK_ENTRIES
+from .totals import Histograms
+
+Observe = Callable[[str, int, int], None]
+"""Called after every site: its name, 1, bytes read."""
+
+
+def analyze(
+    recipe: Recipe,
+    candidates: Sequence[Candidate] = (),
+    *,
+    resources: Resources | None = None,
+    planned: Callable[[Plan], None] = lambda plan: None,
+    observe: Observe = lambda name, sites, nbytes: None,
+) -> Analysis:
+    """Compare the adapters of a recipe with each other, and with what its method and every candidate make of them.
+
+    Adapters are read once, more often only where ranks depend on the data or statistics span all sites. `planned` is called
+    once before any weight is read.
+
+    Raises: RmkitError; every mistake of the user's is reported before any weight is read.
+    """
+    resources = resources or Resources(workers=len(os.sched_getaffinity(0)))
+    inputs = gather(recipe)
+    with Hashing(inputs) as hashing:
+        plans = [make_plan(recipe, inputs)]
+        plans += [plan_candidate(recipe, candidate, inputs) for candidate in candidates]
+        planned(plans[0])
+        identities = [adapter.label for adapter in inputs.adapters]
+        if any(plan.random for plan in plans):
+            identities = hashing.identities()
+        plans = [_with_ranks(plan, identities, resources) for plan in plans]
+        sites, histograms = _look_at_all(plans, identities, resources, observe)
+    return describe(plans, candidates, sites, histograms)
+
+
+def _with_ranks(plan: Plan, identities: Sequence[str], resources: Resources) -> Plan:
+    """The plan with the rank of every site decided, where that takes the data by one more pass over them."""
+    if not plan.rank_depends_on_data:
+        return plan
+    return settle_ranks(plan, survey_spectra(plan, identities, resources))
+
+
+def _look_at_all(
+    plans: Sequence[Plan], identities: Sequence[str], resources: Resources, observe: Observe
+) -> tuple[list[Site], list[Histograms | None]]:
+    """Every site's figures by name, and the values of every adapter's factors counted over all sites."""
+    device = torch.device(resources.device)
+    shared = [Sites(plan, identities, device) for plan in plans]
+    for each in shared:
+        each.survey()
+    sites: list[Site] = []
+    histograms: list[Histograms | None] = [None] * len(identities)
+
+    def store(job: Job, found: Found) -> None:
+        sites.append(found.site)
+        for index, counted in found.counted.items():
+            known = histograms[index]
+            histograms[index] = known.plus(counted) if known else counted
+        observe(found.site.site, 1, job[0].read_bytes)
+
+    flow = Flow(
+        cost=_cost,
+        load=lambda job: [member.factors.read() for member in job[0].members],
+        work=lambda job, factors: look(job, factors, shared),
+        store=store,
+        workers=resources.workers,
+        limit=resources.memory,
+        ahead=resources.workers,
+    )
+    flow.run(_jobs(plans), enter_worker=lambda: torch.set_num_threads(1))
+    return sorted(sites, key=lambda site: site.site), histograms
+
+
+def _jobs(plans: Sequence[Plan]) -> list[Job]:
+    """The steps of every site, one per plan; weights are the same in all plans, so sites and members are."""
+    by_name = [{step.site: step for step in plan.steps} for plan in plans]
+    return [tuple(steps[step.site] for steps in by_name) for step in plans[0].steps]
+
+
+def _cost(job: Job) -> int:
+    """Bytes in memory: what the largest merge takes, float64 copies of the joined factors, a block of signs."""
+    return max(map(_merge_bytes, job)) + 16 * _joined(job[0]) + 3 * 4 * BLOCK_ENTRIES
+
+
+def _merge_bytes(step: SiteStep) -> int:
+    dense = 4 * step.model.d_out * step.model.d_in if step.dense else 0
+    return step.work_bytes + dense
+
+
+def _joined(step: SiteStep) -> int:
+    return sum(step.ranks) * (step.model.d_out + step.model.d_in)

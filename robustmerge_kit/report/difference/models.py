@@ -1,0 +1,38 @@
+"""Two models, tensor by tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ...checkpoint import Checkpoint
+from .dense import compare_tensors, pair_up
+from .records import Comparison, Observe, Operand, largest_first
+
+
+def compare_models(
+    a: Checkpoint,
+    b: Checkpoint,
+    labels: tuple[str, str],
+    *,
+    workers: int | None = None,
+    planned: Callable[[int], None] = lambda count: None,
+    observe: Observe = lambda name, count, nbytes: None,
+) -> Comparison:
+    """Compare all tensors of two checkpoints by their names, whatever their files and dtypes.
+
+    Raises: InputError when a file cannot be read or changes meanwhile.
+    """
+    tensors = pair_up(a.tensors, b.tensors)
+    planned(len(tensors))
+    operands = [
+        Operand(each.source.reference, label, f"{len(each.files)} {'file' if len(each.files) == 1 else 'files'}")
+        for each, label in zip((a, b), labels, strict=True)
+    ]
+    return Comparison(
+        kind="models",
+        a=operands[0],
+        b=operands[1],
+        sites=(),
+        tensors=largest_first(compare_tensors(tensors, workers, observe)),
+        notes=tuple(f"{label}: {note}" for each, label in zip((a, b), labels, strict=True) for note in each.notes),
+    )

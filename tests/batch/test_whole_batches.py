@@ -1,0 +1,208 @@
+"""Batches of real merges in real workers: what appears, what is said, what a kill leaves, what the same command does again."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from many_recipes import contents, finish, start, write_fifty
+
+KILLS = int(os.environ.get("RMKIT_BATCH_KILLS", "2"))
+"""Random moments at which the whole batch, and at which one worker, is killed; 20 for a thorough run."""
+
+BUDGET = 700_000_000
+
+
+def events(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def leftovers(folder: Path) -> list[str]:
+    return sorted(str(path) for path in folder.rglob(".*rmkit-*"))
+
+
+def anonymous(process: psutil.Process) -> int:
+    try:
+        lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
+        return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss_Anon:"))
+    except OSError:
+        return 0
+
+
+class Watch(threading.Thread):
+    """The largest sum of anonymous memory of a process and its children."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self.process = psutil.Process(pid)
+        self.peak = 0
+        self.start()
+
+    def run(self) -> None:
+        while True:
+            try:
+                family = [self.process, *self.process.children(recursive=True)]
+            except psutil.NoSuchProcess:
+                return
+            self.peak = max(self.peak, sum(map(anonymous, family)))
+            time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def fifty(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The whole batch, once."""
+    place = tmp_path_factory.mktemp("fifty")
+    _, broken = write_fifty(place)
+    command = ["recipes", "--out", "merged", "--memory", f"{BUDGET}", "-j", "2", "--json", "--events", "events.jsonl"]
+    process = start(command, place)
+    watch = Watch(process.pid)
+    code, out, err = finish(process)
+    return {
+        "place": place,
+        "broken": broken,
+        "code": code,
+        "summary": json.loads(out),
+        "lines": err,
+        "peak": watch.peak,
+        "merged": contents(place / "merged"),
+    }
+
+
+def test_exactly_the_good_ones_appear(fifty: dict[str, Any]) -> None:
+    assert fifty["code"] == 1
+    good = {path.stem for path in (fifty["place"] / "recipes").glob("good*")}
+    assert len(good) == 40
+    assert set(fifty["merged"]) == good
+    there = {path.name for path in (fifty["place"] / "merged").iterdir()}
+    assert there == good | {"bad_taken"}
+    assert fifty["summary"]["counts"] == {"done": 40, "skipped": 0, "failed": 10, "stopped": 0, "waiting": 0}
+
+
+def test_the_summary_names_the_ten_with_reasons(fifty: dict[str, Any]) -> None:
+    failed = {job["name"]: job for job in fifty["summary"]["jobs"] if job["status"] == "failed"}
+    assert set(failed) == set(fifty["broken"])
+    for name, said in fifty["broken"].items():
+        assert said in " ".join(error["what"] for error in failed[name]["errors"]), name
+        assert failed[name]["attempts"] <= 1, "a mistake is not tried again"
+        log = Path(failed[name]["log"]).read_text()
+        assert said in log
+    kinds = {failed[name]["exit_code"] for name in failed}
+    assert kinds == {2, 3, 4, 5}
+    taken = fifty["place"] / "merged" / "bad_taken"
+    assert [path.name for path in taken.iterdir()] == ["mine.txt"]
+
+
+def test_mistakes_show_before_any_merge_starts(fifty: dict[str, Any]) -> None:
+    told = events(fifty["place"] / "events.jsonl")
+    first = next(i for i, event in enumerate(told) if event["event"] == "started")
+    failed_before = {event["job"] for event in told[:first] if event["event"] == "failed"}
+    assert failed_before == set(fifty["broken"]) - {"bad_numbers"}, "only numbers can show NaN"
+    assert [event["event"] for event in (told[0], told[-1])] == ["batch", "end"]
+    assert {event["event"] for event in told} <= {
+        *("batch", "checks", "merges", "checking", "started", "checked", "skipped", "done", "failed"),
+        *("retry", "worker_lost", "busy", "draining", "stopping", "stopped", "end"),
+    }
+
+
+def test_memory_stays_within_the_budget(fifty: dict[str, Any]) -> None:
+    assert 0 < fifty["peak"] <= BUDGET
+    assert 0 < fifty["summary"]["memory"]["peak"] <= BUDGET
+
+
+def test_plain_lines_say_one_thing_about_each(fifty: dict[str, Any]) -> None:
+    lines = fifty["lines"].splitlines()
+    assert lines[0] == "checking 50 recipes"
+    assert sum(": done in " in line for line in lines) == 40
+    assert sum(": failed: " in line for line in lines) == 10
+    assert lines[-1].startswith("[50/50]")
+
+
+def test_the_same_command_skips_what_is_done(fifty: dict[str, Any]) -> None:
+    place = fifty["place"]
+    before = {path: path.stat().st_mtime_ns for path in (place / "merged").rglob("*")}
+    changed = place / "recipes" / "good00a.yaml"
+    changed.write_text(changed.read_text() + "\n# a remark\n")
+    (place / "merged" / "good01a" / "adapter_config.json").unlink()
+    (place / "merged" / ".good02a.rmkit-claim").touch()
+    process = start(["recipes", "--out", "merged", "--json", "-j", "1"], place)
+    code, out, _ = finish(process)
+    summary = json.loads(out)
+    assert code == 1
+    assert summary["counts"] == {"done": 0, "skipped": 38, "failed": 12, "stopped": 0, "waiting": 0}
+    what = {job["name"]: job["errors"][0]["what"] for job in summary["jobs"] if job["status"] == "failed"}
+    assert "made from another recipe" in what["good00a"]
+    assert "adapter_config.json is missing" in what["good01a"]
+    assert leftovers(place / "merged") == []
+    assert {path: path.stat().st_mtime_ns for path in before if path.exists() and "good01a" not in str(path)} == {
+        path: when for path, when in before.items() if "good01a" not in str(path)
+    }
+
+
+# --- kills ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory, fifty: dict[str, Any]) -> dict[str, Any]:
+    """Some of the good recipes, or all in a thorough run, and their results."""
+    place = tmp_path_factory.mktemp("several")
+    write_fifty(place)
+    names = sorted(fifty["merged"])
+    chosen = names if KILLS >= 20 else names[::4]
+    for recipe in (place / "recipes").iterdir():
+        if recipe.stem not in chosen:
+            recipe.unlink()
+    whole = {name: files for name, files in fifty["merged"].items() if name in chosen}
+    return {"place": place, "whole": whole}
+
+
+def begun(path: Path, number: int, process: "subprocess.Popen[str]") -> None:
+    """Wait until so many merges have begun."""
+    deadline = time.monotonic() + 60
+    while sum(event["event"] == "started" for event in events(path)) < number and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("trial", range(KILLS))
+def test_a_killed_batch_resumed_ends_in_the_same_bytes(several: dict[str, Any], trial: int) -> None:
+    place, out, log = several["place"], several["place"] / f"killed{trial}", several["place"] / f"killed{trial}.jsonl"
+    chance = random.Random(time.time_ns())
+    command = ["recipes", "--out", str(out), "-j", "2", "--json", "-q", "--state", f"state{trial}"]
+    process = start([*command, "--events", str(log)], place)
+    begun(log, chance.randint(1, len(several["whole"])), process)
+    time.sleep(chance.uniform(0, 0.1))
+    os.killpg(process.pid, signal.SIGKILL)
+    finish(process)
+    for name, files in contents(out).items():
+        assert files == several["whole"][name], "what has its final name is whole"
+    code, text, err = finish(start(command, place))
+    assert (code, err) == (0, "")
+    assert contents(out) == several["whole"]
+    assert leftovers(out) == []
+    counts = json.loads(text)["counts"]
+    assert counts["done"] + counts["skipped"] == len(several["whole"])
+
+
+@pytest.mark.parametrize("trial", range(KILLS))
+def test_a_killed_worker_costs_an_attempt_and_nothing_else(several: dict[str, Any], trial: int) -> None:
+    place, out, log = several["place"], several["place"] / f"worker{trial}", several["place"] / f"worker{trial}.jsonl"
+    chance = random.Random(time.time_ns())
+    process = start(["recipes", "--out", str(out), "-j", "2", "--json", "-q", "--events", str(log)], place)
+    begun(log, chance.randint(1, len(several["whole"]) - 2), process)
+    time.sleep(chance.uniform(0, 0.02))
+    victim = chance.choice(psutil.Process(process.pid).children(recursive=True))
+    victim.kill()
+    code, text, err = finish(process)
+    assert (code, err) == (0, "")
+    assert contents(out) == several["whole"]
+    assert leftovers(out) == []
+    lost = [event for event in events(log) if event["event"] == "worker_lost"]
+    attempts = {job["name"]: job["attempts"] for job in json.loads(text)["jobs"]}
+    assert all("SIGKILL" in event["reason"] and attempts[event["job"]] == 2 for event in lost)
