@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
 
 import torch
 from torch import Tensor
 
-from .factors import COMPUTE, FactorStack, Weights, gram, ratio
+from .factors import ratio
 from .plan import Plan, SiteStep
 
 SHARE = 0.02
@@ -18,6 +17,9 @@ SHARE = 0.02
 
 LEAST = 8 << 20
 """Bytes that are read in any case: of small inputs all sites are measured."""
+
+SLICE = 1 << 11
+"""Columns of the joined factors that are in memory as float32."""
 
 _GOLDEN = 0.6180339887498949
 
@@ -41,7 +43,7 @@ class Conflict:
         return min(known, key=lambda pair: known[pair]) if known else None
 
 
-def measure_conflict(plan: Plan, workers: int = 1) -> Conflict | None:
+def measure_conflict(plan: Plan) -> Conflict | None:
     """The cosines of a plan's inputs over sites that are spread evenly over all; None for a single input."""
     count = len(plan.adapters)
     if count < 2:
@@ -60,15 +62,27 @@ def measure_conflict(plan: Plan, workers: int = 1) -> Conflict | None:
 
 
 def _products(step: SiteStep) -> Tensor:
-    """<D_i, D_j> of the inputs at a site, (n, n) float64, experts of one parameter together."""
-    each = [member.factors.read() for member in step.members]
-    stack = FactorStack(
-        a=tuple(a for a, _ in each),
-        b=tuple(b for _, b in each),
-        coefficients=tuple(member.factors.scale for member in step.members),
-        weights=Weights.of([1.0] * len(each)),
+    """<D_i, D_j> of the inputs at a site, (n, n) float64, experts of one parameter together.
+
+    It is the sum over the entries of block i, j of (A A^T) * (B^T B), where A and B join the factors of all inputs.
+    """
+    factors = [member.factors.read() for member in step.members]
+    ranks = torch.tensor([a.shape[-2] for a, _ in factors])
+    products = _gram([a for a, _ in factors]) * _gram([b.mT for _, b in factors])
+    scales = torch.tensor([member.factors.scale for member in step.members], dtype=torch.float64)
+    owner = torch.nn.functional.one_hot(torch.arange(len(ranks)).repeat_interleave(ranks)).double() * scales
+    return owner.T @ products.reshape(-1, *products.shape[-2:]).sum(0) @ owner
+
+
+def _gram(parts: Sequence[Tensor]) -> Tensor:
+    """X X^T, where X joins the rows of all parts, float64 sums of float32 products; only a slice of X is in memory.
+
+    Shapes: parts (..., r_t, d) -> (..., R, R).
+    """
+    slices = (
+        torch.cat([part[..., at : at + SLICE].float() for part in parts], -2) for at in range(0, parts[0].shape[-1], SLICE)
     )
-    return gram(stack, COMPUTE).reshape(-1, len(each), len(each)).sum(0)
+    return torch.stack([(x @ x.mT).double() for x in slices]).sum(0)
 
 
 def sample(steps: Sequence[SiteStep]) -> list[SiteStep]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from .factors import InCore, LowRank, Spectral, norm
-from .pipeline import Delta, finish, merge_site
+from .pipeline import Delta, finish
 from .plan import Place, SiteStep
 from .sites import LoadedSite, Sites
 from .spaces import Dense
@@ -29,22 +30,39 @@ class SiteDelta(Protocol):
         ...
 
 
-def delta_of(sites: Sites, group: list[LoadedSite], device: torch.device, step: SiteStep) -> tuple[SiteDelta | None, float]:
+def delta_of(
+    sites: Sites, groups: Sequence[list[LoadedSite]], device: torch.device, step: SiteStep
+) -> tuple[SiteDelta | None, float]:
     """The merged delta of a site and the share of energy its rank limit kept; None where every input is zero.
 
     Without a rank limit nothing is truncated: low-rank results stay factors, dense results are made row by row.
+    groups: the site as it was read, or its experts in batches.
     """
+    found: dict[str, tuple[SiteDelta | None, float]] = {}
+    for group in groups:
+        found |= {site.step.site: one for site, one in zip(group, _each(sites, group, device), strict=True)}
+    if step.experts is None:
+        return found[step.site]
+    ordered = [found[one.site] for one in step.each()]
+    experts = ExpertDeltas([delta for delta, _ in ordered])
+    whole2 = sum(delta.norm2 / max(retained, 1e-300) for delta, retained in ordered if delta)
+    return experts, experts.norm2 / whole2 if step.cut is not None and whole2 > 0 else 1.0
+
+
+def _each(sites: Sites, group: list[LoadedSite], device: torch.device) -> list[tuple[SiteDelta | None, float]]:
+    """The deltas of a batch one by one."""
+    step = group[0].step
     if not group[0].present:
-        return None, 1.0
-    stack, draws = sites.stack(group, device)
-    merged = merge_site(stack, step, draws, sites.surveyed(step))
-    if step.cut is not None:
-        finished = finish(merged, step, draws)
-        return FactoredDelta(finished.factors), float(finished.retained.min())
-    retained = float(merged.retained.min())
-    if isinstance(merged.delta, Dense):
-        return DenseDelta(merged.delta), retained
-    return FactoredDelta(_multiplied(merged.delta)), retained
+        return [(None, 1.0)] * len(group)
+    merged, draws = sites.merge(group, device)
+    if step.cut is None and isinstance(merged.delta, Dense):
+        return [(DenseDelta(merged.delta), float(merged.retained.min()))]
+    finished = None if step.cut is None else finish(merged, step, draws)
+    factors = finished.factors if finished else _multiplied(merged.delta)
+    retained = (finished or merged).retained.reshape(-1).tolist()
+    b = factors.b.reshape(len(group), *factors.b.shape[-2:])
+    a = factors.a.reshape(len(group), *factors.a.shape[-2:])
+    return [(FactoredDelta(LowRank(b[i], a[i])), retained[i]) for i in range(len(group))]
 
 
 def _multiplied(delta: Delta) -> LowRank:
@@ -58,8 +76,25 @@ def _multiplied(delta: Delta) -> LowRank:
     return LowRank(delta.q_b @ (delta.u * delta.s[..., None, :]).to(delta.q_b), (delta.q_a @ delta.v.to(delta.q_a)).mT)
 
 
+class ExpertDeltas:
+    """The deltas of fused experts, each for the places of its own."""
+
+    def __init__(self, each: Sequence[SiteDelta | None]) -> None:
+        self._each = each
+
+    @property
+    def norm2(self) -> float:
+        return sum(delta.norm2 for delta in self._each if delta)
+
+    def add_to(self, tile: Tensor, place: Place, first: int) -> None:
+        assert place.expert is not None
+        delta = self._each[place.expert]
+        if delta is not None:
+            delta.add_to(tile, place, first)
+
+
 class FactoredDelta:
-    """B A, multiplied out where it is added; with an axis of experts in front for fused experts."""
+    """B A, multiplied out where it is added."""
 
     def __init__(self, factors: LowRank) -> None:
         self._factors = factors
@@ -67,8 +102,6 @@ class FactoredDelta:
 
     def add_to(self, tile: Tensor, place: Place, first: int) -> None:
         b, a = self._factors.b, self._factors.a
-        if place.expert is not None:
-            b, a = b[place.expert], a[place.expert]
         left, right = (a.mT, b.mT) if place.transposed else (b, a)
         rows = left[place.row + first : place.row + first + tile.shape[0]]
         torch.addmm(tile, rows.to(tile.dtype), right.to(tile.dtype), out=tile)
@@ -83,10 +116,8 @@ class DenseDelta:
         self.norm2 = 0.0
 
     def add_to(self, tile: Tensor, place: Place, first: int) -> None:
-        if place.transposed or place.expert is not None:
-            whole = self._kept()
-            whole = whole if place.expert is None else whole[place.expert]
-            whole = whole.mT if place.transposed else whole
+        if place.transposed:
+            whole = self._kept().mT
             rows = whole[place.row + first : place.row + first + tile.shape[0]].to(tile.device)
         else:
             rows = self._delta.rows(place.row + first, place.row + first + tile.shape[0])

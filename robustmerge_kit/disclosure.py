@@ -13,11 +13,14 @@ UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u20
 _LONGEST = 4000
 _BLANKS = re.compile(r"[ \t\r\n]*[\t\r\n][ \t\r\n]*")
 _SECRETS = (
-    re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{16,}"),
-    re.compile(r"\b(?:gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,})"),
-    re.compile(r"(?<=https://)[^/\s@'\"<>]+(?=@)|(?<=http://)[^/\s@'\"<>]+(?=@)|(?<=://)[^/\s:@'\"<>]*:[^/\s@'\"<>]+(?=@)"),
-    re.compile(r"(?<=[?&]token=)[^&\s'\"<>]+|(?<=[?&]access_token=)[^&\s'\"<>]+|(?<=[?&]X-Amz-Signature=)[^&\s'\"<>]+"),
+    (("hf_", "api_org_"), re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{16,}")),
+    (("gh", "glpat-"), re.compile(r"\b(?:gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,})")),
+    (("http",), re.compile(r"(?<=https://)[^/\s@'\"<>]+(?=@)|(?<=http://)[^/\s@'\"<>]+(?=@)")),
+    (("://",), re.compile(r"(?<=://)[^/\s:@'\"<>]*:[^/\s@'\"<>]+(?=@)")),
+    (("token=",), re.compile(r"(?<=[?&]token=)[^&\s'\"<>]+|(?<=[?&]access_token=)[^&\s'\"<>]+")),
+    (("X-Amz-",), re.compile(r"(?<=[?&]X-Amz-Signature=)[^&\s'\"<>]+")),
 )
+"""Marks, one of which a text with such a secret holds, and the secret."""
 
 
 def printable(text: str) -> str:
@@ -29,15 +32,19 @@ def printable(text: str) -> str:
 
 def find_secret(text: str) -> tuple[int, int] | None:
     """Where in a text an access token or a password inside an address stands; None without one."""
-    found = [match.span() for pattern in _SECRETS if (match := pattern.search(text))]
+    found = [match.span() for pattern in _patterns(text) if (match := pattern.search(text))]
     return min(found, default=None)
 
 
 def without_secrets(text: str) -> str:
     """The text with access tokens, and what stands before the host of an address, replaced by three stars."""
-    for pattern in _SECRETS:
+    for pattern in _patterns(text):
         text = pattern.sub("***", text)
     return text
+
+
+def _patterns(text: str) -> list[re.Pattern[str]]:
+    return [pattern for marks, pattern in _SECRETS if any(mark in text for mark in marks)]
 
 
 def without_home(text: str) -> str:

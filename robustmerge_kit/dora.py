@@ -30,6 +30,8 @@ SHARE = 0.999
 """Share of a delta's energy that its factors are meant to keep."""
 WIDEST = 4
 """Times the adapter's own rank that its factors may have at most."""
+CANCELLED = 1e-13
+"""A row of W + s B A this small beside the row of W is what rounding left of zero."""
 TILE = 1 << 20
 """Entries of the base weight that are looked at together in float64."""
 
@@ -87,6 +89,7 @@ def fold_magnitudes(
         for t, magnitude in scaled:
             adapted = torch.addmm(tile, stack.b[t][start:stop].to(sigma), stack.a[t].to(sigma), alpha=scales[t])
             norms = torch.linalg.vector_norm(adapted, dim=1)
+            norms *= norms > CANCELLED * torch.linalg.vector_norm(tile, dim=1)
             sigma[t, start:stop] = ratio(magnitude[start:stop].to(sigma), norms)
     b = list(stack.b)
     gains = torch.zeros_like(sigma)

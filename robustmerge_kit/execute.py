@@ -19,7 +19,7 @@ from .errors import InputError, PlanError
 from .factors import LowRank
 from .flow import Flow
 from .outcome import Outcome, SiteReport
-from .pipeline import finish, measure_rounding, merge_site, singular_values
+from .pipeline import finish, measure_rounding, singular_values
 from .plan import ExtraStep, Plan, SiteStep
 from .recipe import EnergyRank
 from .resources import Resources
@@ -189,9 +189,8 @@ class _Runner:
                 if not group[0].present:
                     found |= {site.step.site: torch.zeros(1, dtype=torch.float64) for site in group}
                     continue
-                stack, draws = self.sites.stack(group, self.device)
                 step = group[0].step
-                merged = merge_site(stack, step, draws, self.sites.surveyed(step))
+                merged, draws = self.sites.merge(group, self.device)
                 values = singular_values(merged, step, self.energy, draws).cpu().reshape(len(group), -1)
                 found |= {site.step.site: values[i] for i, site in enumerate(group)}
         return found
@@ -226,8 +225,7 @@ class _Runner:
         step = group[0].step
         if not group[0].present:
             return [self._merge_nothing(site) for site in group]
-        stack, draws = self.sites.stack(group, device)
-        merged = merge_site(stack, step, draws, self.sites.surveyed(step))
+        merged, draws = self.sites.merge(group, device)
         finished = finish(merged, step, draws)
         retained = finished.retained.reshape(-1).tolist()
         b = finished.factors.b.reshape(len(group), step.model.d_out, step.width)
@@ -267,6 +265,7 @@ class _Runner:
                 norm=math.sqrt(merged.norm2),
                 rounding=math.sqrt(merged.error2 / merged.norm2) if merged.norm2 > 0 else 0.0,
                 zero=merged.zero,
+                approximated=self.sites.approximated.get(merged.step.site, {}),
             )
         )
 

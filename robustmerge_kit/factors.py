@@ -227,13 +227,12 @@ class Spectral:
         return pad(LowRank(b, a), k)
 
 
-def gram(stack: FactorStack, dtype: torch.dtype = torch.float64) -> Float[Tensor, "*batch n n"]:
+def gram(stack: FactorStack) -> Float[Tensor, "*batch n n"]:
     """G_ij = <D_i, D_j>_F of the weighted deltas, from products of factors only.
 
-    G_ij = c_i c_j times the sum over entries of (A_i A_j^T) * (B_i^T B_j), float64; with a lower `dtype` the products of long
-    matrices are made in it, which is faster.
+    G_ij = c_i c_j times the sum over entries of (A_i A_j^T) * (B_i^T B_j), float64.
     """
-    a, b = _joined(stack, dtype)
+    a, b = _joined(stack)
     return _scaled(_blocks((a @ a.mT) * (b.mT @ b), stack.ranks), stack)
 
 
@@ -395,11 +394,9 @@ def _product_svd(b: Tensor, a: Tensor, eps: float) -> tuple[Tensor, Tensor, Tens
     return _masked(q_b @ u, s, q_a @ vh.mT, (b.shape[-2], a.shape[-2]), eps)
 
 
-def _joined(
-    stack: FactorStack, dtype: torch.dtype = torch.float64
-) -> tuple[Float[Tensor, "*batch R d_in"], Float[Tensor, "*batch d_out R"]]:
-    """[A_1; ..; A_n] and [B_1 | .. | B_n], coefficients not folded in."""
-    return torch.cat([a.to(dtype) for a in stack.a], -2), torch.cat([b.to(dtype) for b in stack.b], -1)
+def _joined(stack: FactorStack) -> tuple[Float[Tensor, "*batch R d_in"], Float[Tensor, "*batch d_out R"]]:
+    """[A_1; ..; A_n] and [B_1 | .. | B_n] in float64, coefficients not folded in."""
+    return torch.cat([a.double() for a in stack.a], -2), torch.cat([b.double() for b in stack.b], -1)
 
 
 def _coefficients(stack: FactorStack) -> Float[Tensor, "*batch n"]:

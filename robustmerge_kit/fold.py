@@ -23,13 +23,10 @@ from .deltas import SiteDelta, delta_of
 from .errors import InputError, PlanError
 from .flow import Flow
 from .outcome import Outcome, SiteReport
-from .plan import Change, Copy, Fold, Part, Place, Plan, SiteStep
+from .plan import TILE, Change, Copy, Fold, Part, Place, Plan, SiteStep, job_bytes
 from .resources import Resources
 from .shards import TensorRef, bytes_of, will_read
-from .sites import Factors, Sites, group_sites
-
-TILE = 1 << 21
-"""Elements of a base tensor that are in memory as numbers at a time, for each worker."""
+from .sites import Factors, LoadedSite, Sites, group_sites
 
 Job = SiteStep | Change | Copy
 Region = tuple[str, int, int]
@@ -110,7 +107,7 @@ def fold(
             waiting.append(job)
     folder.sites.survey()
     flow = Flow(
-        cost=folder.cost,
+        cost=job_bytes,
         load=folder.load,
         work=folder.work,
         store=store,
@@ -199,10 +196,6 @@ class _Folder:
         if self.device.type == "cuda":
             self._local.stream = torch.cuda.Stream(self.device)
 
-    def cost(self, job: Job) -> int:
-        tiles = 4 * 4 * TILE
-        return tiles + (job.fold_bytes if isinstance(job, SiteStep) else 0)
-
     def nbytes(self, job: Job) -> int:
         """Bytes read for a job."""
         own = 0 if isinstance(job, Copy) else job.read_bytes
@@ -251,10 +244,9 @@ class _Folder:
     # --- sites --------------------------------------------------------------------------------------------------------
 
     def _add(self, step: SiteStep, factors: Factors) -> dict[str, Any]:
-        (group,) = group_sites((step,), [factors])
-        site = group[0]
+        groups = group_sites((step,), [factors])
         try:
-            written, retained = self._add_on(step, group, self.device)
+            written, retained = self._add_on(step, groups, self.device)
         except torch.OutOfMemoryError:
             if self.device.type == "cpu":
                 raise PlanError(
@@ -262,17 +254,19 @@ class _Folder:
                 ) from None
             torch.cuda.empty_cache()
             self.outcome.notes.append(f"{step.site}: too large for the GPU, folded on the CPU")
-            written, retained = self._add_on(step, group, torch.device("cpu"))
+            written, retained = self._add_on(step, groups, torch.device("cpu"))
         if not math.isfinite(written.norm2 + written.error2):
             raise PlanError(
                 f"the result does not fit into {self.specs[self.fold.places[step.site][0].tensor].dtype}",
                 where=f"site {step.site}",
                 hint="set output.dtype: float32 or bfloat16, or lower gain and weights",
             )
-        return {"retained": retained, "zero": site.zero, **asdict(written)}
+        zero = set.intersection(*(set(site.zero) for group in groups for site in group))
+        shares = self.sites.approximated.get(step.site, {})
+        return {"retained": retained, "zero": sorted(zero), "approximated": list(shares.items()), **asdict(written)}
 
-    def _add_on(self, step: SiteStep, group: Any, device: torch.device) -> tuple[_Written, float]:
-        delta, retained = delta_of(self.sites, group, device, step)
+    def _add_on(self, step: SiteStep, groups: Sequence[list[LoadedSite]], device: torch.device) -> tuple[_Written, float]:
+        delta, retained = delta_of(self.sites, groups, device, step)
         crc, error2 = 0, 0.0
         for place in self.fold.places[step.site]:
             for first, rows in _tiles(place):
@@ -341,6 +335,7 @@ class _Folder:
                 norm=math.sqrt(norm2),
                 rounding=math.sqrt(error2 / norm2) if norm2 > 0 else 0.0,
                 zero=tuple(record["zero"]),
+                approximated=dict(record["approximated"]),
             )
         )
 

@@ -162,9 +162,9 @@ class _Run:
         paths = {path.relative_to(stage).as_posix(): path for path in sorted(stage.rglob("*")) if path.is_file()}
         fresh = digest([path for name, path in paths.items() if name not in written.digests])
         digests = {**written.digests, **{name: fresh[path] for name, path in paths.items() if path in fresh}}
-        inputs = self.hashing.results()
+        inputs = {**self.hashing.results(), **self.hashing.base_results()}
         self.clock.lap("write")
-        written.outcome.conflict = measure_conflict(self.plan, self.resources.workers)
+        written.outcome.conflict = measure_conflict(self.plan)
         self.clock.lap("conflict")
         recipe_digest = hashlib.sha256(text).hexdigest()
         content = describe(self.plan, written.outcome, inputs, self.resources, digests, self.clock.seconds(), recipe_digest)

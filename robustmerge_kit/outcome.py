@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from .conflict import Conflict
@@ -11,7 +12,10 @@ from .memory import AnonymousPeak
 
 @dataclass(frozen=True)
 class SiteReport:
-    """What the receipt says of a site. `zero` are recipe positions of adapters whose delta is zero there."""
+    """What the receipt says of a site. `zero` are recipe positions of adapters whose delta is zero there.
+
+    approximated: recipe position -> share of energy kept, of DoRA deltas that factors had to stand for.
+    """
 
     site: str
     method: str
@@ -20,6 +24,7 @@ class SiteReport:
     norm: float
     rounding: float
     zero: tuple[int, ...]
+    approximated: Mapping[int, float] = field(default_factory=dict[int, float])
 
 
 @dataclass

@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from . import spaces
+from . import dora, spaces
 from .compress import compress, compress_to_energy
+from .dora import OnBase
 from .draws import KeyedDraws
 from .factors import Core, FactorStack, InCore, LowRank, Spectral, concat, core, decompose, gram, norms, pad, rowwise_gram
 from .method import Coefficient, Elementwise, Equivariant, Factor
@@ -26,10 +27,14 @@ Delta = LowRank | InCore | Spectral | Dense
 
 @dataclass(frozen=True)
 class MergedSite:
-    """A merged delta at its own rank. `retained` is less than 1 where a dense delta was compressed before post steps."""
+    """A merged delta at its own rank. `retained` is less than 1 where a dense delta was compressed before post steps.
+
+    approximated: the share of energy kept of every DoRA delta that factors had to stand for, None for all others.
+    """
 
     delta: Delta
     retained: Float[Tensor, "*batch"]
+    approximated: tuple[float | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -44,9 +49,17 @@ class Finished:
 
 
 class PreparedSite:
-    """A stack after the pre steps, with its core, which is computed once however many steps ask for it."""
+    """A stack after the pre steps, with its core, which is computed once however many steps ask for it.
 
-    def __init__(self, stack: FactorStack, step: SiteStep) -> None:
+    base: what DoRA deltas take from the base weight, None where there are none or factors stand for them.
+    """
+
+    def __init__(self, stack: FactorStack, step: SiteStep, draws: KeyedDraws, base: OnBase | None = None) -> None:
+        self.approximated: tuple[float | None, ...] = ()
+        if base is not None and not step.on_deltas:
+            stack, self.approximated = dora.as_factors(stack, base, draws)
+            base = None
+        self.base = base
         self.restores: list[tuple[Callable[[Spectral, Tensor], Spectral], Tensor]] = []
         for pre, params in step.pre:
             if pre.restore is not None:
@@ -64,25 +77,31 @@ class PreparedSite:
         """The stack in the space the step names."""
         assert self.step.space is not None
         name, options = self.step.space
+        if self.base is not None:
+            return dora.represent_full(self.stack, self.base)
         return spaces.represent(name, options, self.stack, None if name in ("full", "factor") else self.core)
 
 
-def merge_site(stack: FactorStack, step: SiteStep, draws: KeyedDraws, surveyed: Surveyed | None = None) -> MergedSite:
+def merge_site(
+    stack: FactorStack, step: SiteStep, draws: KeyedDraws, surveyed: Surveyed | None = None, base: OnBase | None = None
+) -> MergedSite:
     """The merged delta of a site; `surveyed` holds the statistics of all sites for methods with `scope: global`.
+
+    base: what the deltas take from the base weight besides their factors, where there are DoRA adapters.
 
     Shapes: stack (..., r_t, d_in) and (..., d_out, r_t) -> delta (..., d_out, d_in).
     """
-    site = PreparedSite(stack, step)
+    site = PreparedSite(stack, step, draws, base)
     delta = _apply(site, draws, surveyed)
     whole = torch.ones(stack.batch, dtype=torch.float64)
     if not site.restores and not step.post:
-        return MergedSite(delta, whole)
+        return MergedSite(delta, whole, site.approximated)
     spectral, retained = _decompose(delta, sum(step.ranks), draws)
     for restore, before in reversed(site.restores):
         spectral = restore(spectral, before)
     for post, params in step.post:
         spectral = post.apply(spectral, site.core, params)
-    return MergedSite(spectral, retained)
+    return MergedSite(spectral, retained, site.approximated)
 
 
 def _apply(site: PreparedSite, draws: KeyedDraws, surveyed: Surveyed | None) -> LowRank | InCore | Dense:
@@ -102,6 +121,8 @@ def _apply(site: PreparedSite, draws: KeyedDraws, surveyed: Surveyed | None) -> 
 
 def _combine(site: PreparedSite, method: Coefficient) -> LowRank | InCore | Dense:
     step, stack = site.step, site.stack
+    if site.base is not None:
+        return _combine_on_base(site, site.base, method)
     if method.rowwise(step.params):
         products = rowwise_gram(stack)
     elif method.needs_gram:
@@ -110,6 +131,17 @@ def _combine(site: PreparedSite, method: Coefficient) -> LowRank | InCore | Dens
         products = torch.zeros(*stack.batch, len(stack), len(stack))
     coefficients = method.merge(products, stack.weights, step.params)
     return concat(stack, coefficients) if step.space is None else spaces.combine(site.represent(), coefficients)
+
+
+def _combine_on_base(site: PreparedSite, base: OnBase, method: Coefficient) -> Dense:
+    step, stack = site.step, site.stack
+    if method.rowwise(step.params):
+        products = dora.rowwise_gram(stack, base)
+    elif method.needs_gram:
+        products = dora.gram(stack, base)
+    else:
+        products = torch.zeros(len(stack), len(stack))
+    return dora.combine(stack, base, method.merge(products, stack.weights, step.params)).dense(base.weight)
 
 
 def _decompose(delta: Delta, rank: int, draws: KeyedDraws) -> tuple[Spectral, Float[Tensor, "*batch"]]:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .adapters import read_json
 from .disclosure import find_secret, without_home, without_secrets
 from .errors import InputError, OutputError, RmkitError, UsageError, raise_all
-from .output.front_matter import licence_lines, licence_note, licences_of
-from .recipe.front_matter import licence_in, parse_front_matter
+from .recipe.front_matter import licence_in, licence_lines, licence_note, licences_of, parse_front_matter
 from .sources import FileDigest, digest
 
 if TYPE_CHECKING:
@@ -24,6 +23,7 @@ RECEIPT = "rmkit.json"
 CARD = "README.md"
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.\-]{0,95}/[A-Za-z0-9_][\w.\-]{0,95}")
+_PICTURE = re.compile(r"!\[[^\]]*\]\((?:\./)?(?P<name>[\w][\w./-]*\.(?:svg|png))\)")
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 
 
@@ -39,11 +39,15 @@ class Destination:
 
 @dataclass(frozen=True)
 class Parcel:
-    """A folder that has been checked: the files that go along, the text of its card, remarks."""
+    """A folder that has been checked.
+
+    files: those of the receipt. beside: names of the receipt and of pictures that the card shows, for which no receipt vouches.
+    """
 
     folder: Path
     receipt: Mapping[str, Any]
     files: Mapping[str, FileDigest]
+    beside: tuple[str, ...]
     card: str
     notes: tuple[str, ...]
 
@@ -71,19 +75,22 @@ def pack(folder: Path) -> Parcel:
     raise_all(_differences(folder, listed, files))
     if not (folder / CARD).is_file():
         raise InputError(f"has no card ({CARD})", where=str(folder), hint="run again without --no-write-model-card")
-    texts = {name: _text(folder / name) for name in (CARD, RECEIPT, "rmkit_recipe.yaml") if (folder / name).is_file()}
+    card = _text(folder / CARD)
+    beside = (RECEIPT, *_pictures(folder, card))
+    ours = [name for name in (*beside, "rmkit_recipe.yaml") if (folder / name).is_file()]
+    texts = {CARD: card} | {name: _text(folder / name) for name in ours}
     raise_all(
         InputError("holds what looks like an access token", where=f"{folder / name}", hint="take it out, and revoke the token")
         for name, text in texts.items()
         if find_secret(text)
     )
-    known = {*listed, CARD, RECEIPT}
+    known = {*listed, CARD, *beside}
     others = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     left = [name for name in others if name not in known]
     notes = [f"{name} names the home folder of whoever runs this" for name, text in texts.items() if without_home(text) != text]
     notes += [f"{len(left)} files are not of the merge and stay here: {', '.join(left[:5])}"] if left else []
-    notes += _gaps(texts[CARD])
-    return Parcel(folder, receipt, {name: files[folder / name] for name in listed}, texts[CARD], tuple(notes))
+    notes += _gaps(card)
+    return Parcel(folder, receipt, {name: files[folder / name] for name in listed}, beside, card, tuple(notes))
 
 
 def publish(
@@ -160,6 +167,11 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", where=str(path)) from error
+
+
+def _pictures(folder: Path, card: str) -> list[str]:
+    names = dict.fromkeys(match["name"] for match in _PICTURE.finditer(card))
+    return [name for name in names if ".." not in name and (folder / name).is_file() and not (folder / name).is_symlink()]
 
 
 def _gaps(card: str) -> list[str]:
@@ -240,7 +252,7 @@ def _licence_on_hub(api: HfApi, repository: str, revision: str | None) -> str | 
 def _commit(api: HfApi, destination: Destination, parcel: Parcel, card: str, message: str, notes: list[str]) -> Published:
     from huggingface_hub import CommitOperationAdd
 
-    operations = [CommitOperationAdd(name, str(parcel.folder / name)) for name in (*parcel.files, RECEIPT)]
+    operations = [CommitOperationAdd(name, str(parcel.folder / name)) for name in (*parcel.files, *parcel.beside)]
     operations.append(CommitOperationAdd(CARD, card.encode()))
     done = _ask(
         lambda: api.create_commit(
@@ -272,13 +284,16 @@ def _ask(request: Callable[[], T], repository: str) -> T:
 
     try:
         return request()
-    except errors.HfHubHTTPError as error:
-        status = int(getattr(error.response, "status_code", 0))
-        what, hint = _REFUSALS.get(status, (f"the Hub answers {_line(error)}", "try again later"))
-        raise OutputError(f"{status}: {what}", where=repository, hint=hint) from error
-    except ValueError as error:
-        raise OutputError(f"the Hub refuses it: {_line(error)}", where=repository) from error
     except Exception as error:  # the HTTP library under huggingface_hub differs by version, and so do its errors
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, errors.HfHubHTTPError):
+            cause = cause.__cause__
+        if cause is not None:
+            status = int(getattr(cause.response, "status_code", 0))
+            what, hint = _REFUSALS.get(status, (f"the Hub answers {_line(cause)}", "try again later"))
+            raise OutputError(f"{status}: {what}", where=repository, hint=hint) from error
+        if isinstance(error, ValueError):
+            raise OutputError(f"the Hub refuses it: {_line(error)}", where=repository) from error
         raise OutputError(
             f"the Hub cannot be reached ({type(error).__name__}: {_line(error)})",
             where=repository,
@@ -295,5 +310,5 @@ _REFUSALS = {
 }
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     return without_secrets((str(error).strip().splitlines() or [""])[0])[:200]

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import sys
 from dataclasses import dataclass
 
 from .errors import UsageError
+
+DEFAULT_MEMORY = 512_000_000
+"""Bytes in flight when nobody says otherwise."""
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
@@ -22,9 +26,14 @@ class Resources:
 
     device: str = "cpu"
     workers: int = 1
-    memory: int = 512 << 20
+    memory: int = DEFAULT_MEMORY
     gpu_memory: int | None = None
     batch: int | None = None
+
+
+def available_cores() -> int:
+    """Processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def tune_process() -> None:

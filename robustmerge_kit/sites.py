@@ -9,11 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .adapters import find_zeros
+from .adapters import check_values, find_zeros
+from .base_weight import open_rows
+from .dora import OnBase, fold_magnitudes
 from .draws import KeyedDraws
 from .factors import FactorStack, Weights
 from .method import Elementwise
-from .pipeline import PreparedSite
+from .pipeline import MergedSite, PreparedSite, merge_site
 from .plan import Plan, SiteStep
 from .spaces import Represented, Surveyed, survey_all
 
@@ -41,6 +43,7 @@ class Sites:
     """What all sites of a plan share: the keys of their random numbers, and statistics that span them.
 
     identities: what keys the random numbers, one per recipe adapter.
+    approximated: site -> recipe position -> share of energy kept, of the DoRA deltas that factors had to stand for.
     """
 
     def __init__(self, plan: Plan, identities: Sequence[str], device: torch.device) -> None:
@@ -48,6 +51,7 @@ class Sites:
         self.identities = identities
         self.device = device
         self.surveys: dict[object, Surveyed] = {}
+        self.approximated: dict[str, dict[int, float]] = {}
 
     def surveyed(self, step: SiteStep) -> Surveyed | None:
         """The statistics of all sites that a step needs, None when it needs none."""
@@ -71,7 +75,24 @@ class Sites:
             for site in (each[one.site] for one in step.each()):
                 if site.present:
                     stack, draws = self.stack([site], self.device)
-                    yield PreparedSite(stack, site.step).represent(), draws, [step.members[i].index for i in site.present]
+                    stack, base = on_base(site, stack)
+                    prepared = PreparedSite(stack, site.step, draws, base)
+                    yield prepared.represent(), draws, [step.members[i].index for i in site.present]
+
+    def merge(self, group: list[LoadedSite], device: torch.device) -> tuple[MergedSite, KeyedDraws]:
+        """The merged delta of a group of sites that are not zero, with a batch axis when there are several."""
+        step = group[0].step
+        stack, draws = self.stack(group, device)
+        stack, base = on_base(group[0], stack)
+        merged = merge_site(stack, step, draws, self.surveyed(step), base)
+        shares = {
+            step.members[i].index: share
+            for i, share in zip(group[0].present, merged.approximated, strict=False)
+            if share is not None
+        }
+        if shares:
+            self.approximated[step.site] = shares
+        return merged, draws
 
     def stack(self, group: list[LoadedSite], device: torch.device) -> tuple[FactorStack, KeyedDraws]:
         """A group of sites as one stack, with a batch axis when there are several; its random numbers beside it."""
@@ -98,6 +119,21 @@ def _batch(tensors: list[Tensor], device: torch.device) -> Tensor:
     return moved[0] if len(moved) == 1 else torch.stack(moved)
 
 
+def on_base(site: LoadedSite, stack: FactorStack) -> tuple[FactorStack, OnBase | None]:
+    """The stack of a site with the magnitudes of its DoRA members folded in, and what their deltas take from the base."""
+    weight = site.step.weight
+    members = [site.step.members[i] for i in site.present]
+    if weight is None or not any(member.factors.magnitude for member in members):
+        return stack, None
+    magnitudes: list[Tensor | None] = []
+    for member in members:
+        values = member.factors.read_magnitude()
+        if values is not None and member.factors.magnitude is not None:
+            check_values(member.factors.magnitude.where, values)
+        magnitudes.append(values)
+    return fold_magnitudes(stack, [member.factors.scale for member in members], magnitudes, open_rows(weight))
+
+
 def group_sites(steps: Sequence[SiteStep], loaded: Sequence[Factors]) -> list[list[LoadedSite]]:
     """Check the values read and split them into batches of one shape, rank and set of adapters that are not zero.
 
@@ -115,7 +151,8 @@ def group_sites(steps: Sequence[SiteStep], loaded: Sequence[Factors]) -> list[li
     for step, factors in each:
         zero = [any([next(zeros), next(zeros)]) for _ in step.members]
         keeps_zero = getattr(step.method, "keeps_zero", False)
-        present = tuple(i for i, is_zero in enumerate(zero) if keeps_zero or not is_zero)
+        dora = [member.factors.magnitude is not None for member in step.members]
+        present = tuple(i for i, is_zero in enumerate(zero) if keeps_zero or dora[i] or not is_zero)
         groups[present, step.cut].append(LoadedSite(step, present, factors))
     return [batch for group in groups.values() for batch in _batches(group)]
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from . import git
 from .digests import sha256_of
+from .disclosure import UNPRINTABLE
 from .errors import InputError, RmkitError, raise_all
 from .folders import CONFIG, DRIVE, inside
 from .links import as_path, fence, leads_out
@@ -179,6 +180,8 @@ def _resolve_local(reference: str, place: Path) -> Source | None:
     """The local folder or file, None when the reference can only be meant for the Hub."""
     if not reference.strip() or "\0" in reference:
         raise InputError("an input needs a folder or a Hub reference", where=repr(reference))
+    if UNPRINTABLE.search(reference):
+        raise InputError("a reference with control characters", where=reference, hint="rename the folder")
     if len(reference) > LONGEST_REFERENCE:
         raise InputError(f"no such folder; a reference has at most {LONGEST_REFERENCE} characters, this one {len(reference)}")
     if reference.startswith(_HUB_ONLY) or git.is_git(reference):

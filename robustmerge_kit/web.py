@@ -40,7 +40,8 @@ def fetch(url: str, limit: int) -> bytes:
     except urllib.error.HTTPError as error:
         error.close()
         hint = "check the address" if error.code in (404, 410) else "check the address, and that it needs no login"
-        raise InputError(f"{error.code}: the server refuses ({error.reason})", where=shown(url), hint=hint) from error
+        said = http.client.responses.get(error.code, "no reason")
+        raise InputError(f"{error.code}: the server refuses ({said})", where=shown(url), hint=hint) from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = getattr(error, "reason", None) or error
         what = f"cannot be fetched ({type(reason).__name__}: {_line(str(reason))})"
@@ -75,7 +76,11 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: http.client.HTTPMessage, newurl: str
     ) -> urllib.request.Request | None:
-        parts = _checked(newurl, self.first)
+        try:
+            parts = _checked(newurl, self.first)
+        except InputError:
+            fp.close()
+            raise
         following = super().redirect_request(req, fp, code, msg, headers, newurl)
         if following is not None and parts.netloc != urlsplit(req.full_url).netloc:
             following.remove_header("Authorization")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,7 +73,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise InputError(f"is not JSON ({error})", where=where, hint="download the adapter again") from error
     if not isinstance(parsed, dict):
         raise InputError(f"is JSON, but a {type(parsed).__name__}, not an object", where=where)
-    if b"\\u" in text or b"\x7f" in text or not text.isascii():
+    if b"\\" in text or b"\x7f" in text or not text.isascii():
         _refuse_unprintable(parsed, where)
     return parsed  # pyright: ignore[reportUnknownVariableType]
 
@@ -83,11 +84,12 @@ def _refuse_unprintable(document: Any, where: str) -> None:
     while waiting:
         value = waiting.pop()
         if isinstance(value, dict):
-            waiting.extend(key.replace("\n", "\0") for key in value)
+            if bad := next((key for key in value if UNPRINTABLE.search(key)), None):
+                raise InputError(f"holds a key with control characters: {bad[:80]!r}", where=where)
             waiting.extend(value.values())
         elif isinstance(value, list):
             waiting.extend(value)
-        elif isinstance(value, str) and UNPRINTABLE.search(value.replace("\n", " ").replace("\t", " ").replace("\r", " ")):
+        elif isinstance(value, str) and UNPRINTABLE.search(re.sub(r"[\n\r\t]", " ", value)):
             raise InputError(f"holds text with control characters: {value[:80]!r}", where=where)
 
 

@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
+from ..disclosure import UNPRINTABLE
 from ..errors import InputError
 from ..folders import CONFIG, MODEL_CONFIG, Contents, find_adapter, refuse_by_name
 from ..links import refuse_leading_out
@@ -52,6 +53,9 @@ def read_adapter(
     """
     found = _locate(source, adapter_name)
     folder = source.folder / found.child
+    if UNPRINTABLE.search(found.child + found.weights):
+        name = f"{found.child}/{found.weights}".lstrip("/")
+        raise InputError(f"the name {name!r} holds control characters", where=str(source.folder), hint="rename it")
     if "links" not in allow:
         names = (found.config, *found.beside, *found.alternatives, MODEL_CONFIG, "README.md")
         refuse_leading_out(folder, names if source.file else (found.weights, *names), source.folder)

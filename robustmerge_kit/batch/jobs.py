@@ -100,7 +100,7 @@ def _variants(recipe: str, name: str) -> list[Job]:
     variants = expand(content.decode("utf-8-sig", errors="replace"), path)
     if variants is None:
         return [Job(name, recipe)]
-    return [Job(f"{name}/{each.name}", recipe, each, each.output) for each in variants]
+    return [Job(f"{name}/{each.name}", recipe, each, out=each.output) for each in variants]
 
 
 def _placed(job: Job, out: Path | None, logs: Path) -> Job:

@@ -18,7 +18,7 @@ import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-PACKAGE = Path(__file__).resolve().parents[2]
+PACKAGE = Path(__file__).absolute().parents[2]
 
 _PACKET = 65536
 _LAST_BREATH = 5.0

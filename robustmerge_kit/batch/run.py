@@ -46,8 +46,9 @@ def run_batch(
 ) -> dict[str, Any]:
     """Merge many recipes; the summary says what has become of each.
 
-    recipes: files, folders, patterns, references, matrices. variables: values for the vars of all of them. state: folder for logs, summary.json and hashes of inputs; what is
-    done is told by the outputs themselves, not by it. events: file for one JSON object per event.
+    recipes: files, folders, patterns, references, matrices. variables: values for the vars of all of them. state: folder for
+    logs, summary.json and hashes of inputs; what is done is told by the outputs themselves, not by it. events: file for one
+    JSON object per event.
 
     Raises: UsageError for arguments that stand for nothing, OutputError when state or events cannot be written. What is wrong
         with single recipes is not raised.

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 class Job:
     """One recipe to merge. `recipe` is what the user typed, `variant` is set for a recipe of a matrix.
 
-    settings: values for the recipe's vars. out: the output folder, where the command line names one. log: the file that tells what happens to this job.
+    settings: values for the recipe's vars. out: the output folder, where the recipe does not name it. log: the file that tells
+    what happens to this job.
     """
 
     name: str

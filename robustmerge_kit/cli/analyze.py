@@ -75,6 +75,9 @@ def analyze(
 
     with progress:
         found = look(loaded, candidates, resources=resources, planned=planned, observe=progress.step)
+    if not as_json:
+        # Before the report is written: figures that took minutes are not lost to a full disk.
+        click.echo("\n".join(as_text(found)))
     if out is not None:
         with staged(out, overwrite) as stage:
             written = write_report(found, stage)
@@ -82,7 +85,5 @@ def analyze(
             click.echo('note: no pictures without matplotlib: pip install "robustmerge-kit[plots]"', err=True)
     if as_json:
         click.echo(found.model_dump_json(indent=1))
-        return
-    click.echo("\n".join(as_text(found)))
-    if out is not None:
+    elif out is not None:
         click.echo(f"\nreport: {out}")

@@ -51,12 +51,14 @@ def guarded(command: click.Command, arguments: list[str]) -> int:
         parts = error.errors if isinstance(error, Several) else (error,)
         for part in parts:
             click.echo(f"error: {part}", err=True)
+        if left := _left(error):
+            click.echo(left, err=True)
         return failed(error.exit_code, *parts)
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted; nothing was written", err=True)
+    except (KeyboardInterrupt, click.Abort) as stop:
+        click.echo(f"interrupted; {_left(stop) or 'nothing was written'}", err=True)
         return failed(INTERRUPTED, RmkitError("interrupted"))
-    except _Terminated:
-        click.echo("terminated; nothing was written", err=True)
+    except _Terminated as stop:
+        click.echo(f"terminated; {_left(stop) or 'nothing was written'}", err=True)
         return failed(TERMINATED, RmkitError("terminated"))
     except SystemExit:
         # click leaves this way, with 1, when nobody reads what is printed any more; 1 would say that the answer is no
@@ -71,3 +73,8 @@ def guarded(command: click.Command, arguments: list[str]) -> int:
 
 def _terminate(signum: int, frame: FrameType | None) -> None:
     raise _Terminated
+
+
+def _left(error: BaseException) -> str:
+    """What a failure left behind, as the room it comes from notes it."""
+    return "; ".join(getattr(error, "__notes__", ()))

@@ -12,7 +12,7 @@ from ..errors import RmkitError, Several
 from .options import output_options, recipe_options
 
 if TYPE_CHECKING:
-    from ..plan import Plan
+    from ..plan import Fold, Plan
 
 
 @click.command()
@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 @output_options
 def plan(recipe: str, out: Path | None, settings: tuple[str, ...], as_json: bool, quiet: bool, debug: bool) -> None:
     """Show what RECIPE would do: sites, ranks, sizes, memory, disk. Reads headers only."""
-    from ..disk import free_bytes
+    from ..disk import check_space, free_bytes
     from ..merge import output_path, prepare
     from ..recipe import load_recipe, parse_settings
 
     prepared = prepare(load_recipe(recipe, parse_settings(settings)), out)
     target = output_path(prepared.recipe, out)
     content = {**describe(prepared), "output_path": str(target), "free_disk_bytes": free_bytes(target)}
+    check_space(target, prepared.write_bytes)
     if as_json:
         click.echo(json.dumps(content, indent=2))
         return
@@ -36,7 +37,10 @@ def plan(recipe: str, out: Path | None, settings: tuple[str, ...], as_json: bool
 
 
 def describe(prepared: Plan) -> dict[str, Any]:
-    """A plan as JSON."""
+    """A plan as JSON; the memory is forecast for a run with default flags on this machine."""
+    from ..plan import largest_job, peak_bytes
+    from ..resources import DEFAULT_MEMORY, available_cores
+
     return {
         "merge_method": prepared.recipe.merge_method,
         "inputs": [
@@ -49,7 +53,9 @@ def describe(prepared: Plan) -> dict[str, Any]:
         "rank_decided": not prepared.rank_depends_on_data,
         "read_bytes": prepared.read_bytes,
         "write_bytes": prepared.write_bytes,
-        "largest_step_bytes": max(step.work_bytes for step in (*prepared.steps, *prepared.extras)),
+        "largest_step_bytes": largest_job(prepared),
+        "peak_memory_bytes": peak_bytes(prepared, available_cores(), DEFAULT_MEMORY),
+        **({"base": _base(prepared.fold)} if prepared.fold else {}),
         "sites": [
             {
                 "site": step.site,
@@ -69,6 +75,17 @@ def describe(prepared: Plan) -> dict[str, Any]:
     }
 
 
+def _base(fold: Fold) -> dict[str, Any]:
+    """Where a model comes from and what is written of it."""
+    return {
+        "reference": fold.base.source.reference,
+        "revision": fold.base.source.revision,
+        "tensors": len(fold.base.tensors),
+        "changed_tensors": len({place.tensor for places in fold.places.values() for place in places}) + len(fold.changes),
+        "files": [{"name": file.name, "bytes": file.nbytes, "patched": file.clone is not None} for file in fold.files],
+    }
+
+
 def _print(content: dict[str, Any], quiet: bool) -> None:
     rank = f"rank {content['rank']}" if content["rank_decided"] else f"rank at most {content['rank']}, the data decide"
     click.echo(f"{content['merge_method']}: {len(content['inputs'])} adapters, {len(content['sites'])} sites")
@@ -82,9 +99,15 @@ def _print(content: dict[str, Any], quiet: bool) -> None:
         click.echo(f"  {extra['name']:<56} {extra['rule']:<16} {' x '.join(map(str, extra['shape'])):>14}")
     for line in content["dropped"]:
         click.echo(f"  dropped: {line}")
+    if base := content.get("base"):
+        patched = sum(file["patched"] for file in base["files"])
+        click.echo(
+            f"folds into {base['reference']}: {base['changed_tensors']} of {base['tensors']} tensors change; "
+            f"{len(base['files'])} files, {patched} of them patched copies of the base's"
+        )
     click.echo(
         f"reads {content['read_bytes'] / 1e6:.1f} MB, writes {content['write_bytes'] / 1e6:.1f} MB "
-        f"({content['free_disk_bytes'] / 1e9:.1f} GB free), largest step {content['largest_step_bytes'] / 1e6:.1f} MB in memory"
+        f"({content['free_disk_bytes'] / 1e9:.1f} GB free), peak memory about {content['peak_memory_bytes'] / 1e9:.2f} GB"
     )
     click.echo(f"output: {content['output_path']} ({content['layout']}, {content['dtype']}, {rank})")
     if not quiet:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..output.card import table_cell
-from ..output.front_matter import front_matter, licence_note, licences_of
+from ..recipe.front_matter import front_matter, licence_note, licences_of
 
 
 def write_card(receipt: Mapping[str, Any], title: str) -> str:

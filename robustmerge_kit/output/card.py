@@ -8,7 +8,7 @@ from typing import Any
 
 from ..disclosure import printable, without_home
 from ..plan import Plan
-from .front_matter import front_matter, licence_note, licences_of
+from ..recipe.front_matter import front_matter, licence_note, licences_of
 from .summary import conflict, memory
 
 PICTURE = "rmkit.svg"
@@ -62,8 +62,10 @@ def _result(receipt: Mapping[str, Any]) -> str:
 
 
 def _serving(receipt: Mapping[str, Any]) -> str:
-    lines = receipt["serving"]
-    return "## Serving\n\nFOLDER is where this adapter lies.\n\n" + _fenced(lines, "sh") if lines else ""
+    served = receipt["serving"]
+    if served["command"]:
+        return f"## Serving\n\nFOLDER is where this lies. Not tried where it was made.\n\n{_fenced(served['command'], 'sh')}"
+    return f"## Serving\n\n{served['note']}" if served["note"] else ""
 
 
 def _notes(receipt: Mapping[str, Any]) -> str:

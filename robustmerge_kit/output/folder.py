@@ -20,6 +20,9 @@ _RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
 
+UNFINISHED = "what was finished is kept: the same command goes on with it, --restart discards it"
+"""Note on an exception that leaves an unfinished folder behind."""
+
 
 @contextlib.contextmanager
 def staged(target: Path, overwrite: bool, identity: str | None = None) -> Generator[Path]:
@@ -56,6 +59,8 @@ def staged(target: Path, overwrite: bool, identity: str | None = None) -> Genera
             raise OutputError.from_os(error, target) from error
     except BaseException as error:
         finished = finished or identity is None or (isinstance(error, Exception) and not isinstance(error, OutputError))
+        if not finished:
+            error.add_note(UNFINISHED)
         raise
     finally:
         os.close(lock)

@@ -13,7 +13,7 @@ from ..conflict import Conflict
 from ..disclosure import publishable
 from ..memory import anonymous, peak_resident
 from ..outcome import Outcome
-from ..plan import Plan, serving_hint
+from ..plan import Fold, Plan, serving
 from ..recipe import Recipe
 from ..recipe.front_matter import licence_beside
 from ..resources import Resources
@@ -66,27 +66,29 @@ def describe(
             }
             for index, adapter in enumerate(plan.adapters)
         ],
+        **({"base": _base(plan.fold, digests)} if plan.fold else {}),
         "output": {
             "kind": plan.recipe.output.kind,
             "layout": plan.target.layout,
             "dtype": plan.dtype,
-            "rank": plan.rank,
+            "rank": None if plan.fold else plan.rank,
             "files": [{"name": name, **asdict(digest)} for name, digest in sorted(written.items())],
         },
-        "serving": serving_hint(plan),
+        "serving": serving(plan),
         "totals": {
             "sites": len(outcome.sites),
             "retained_energy": outcome.retained,
             "relative_truncation_error": max(0.0, 1.0 - outcome.retained) ** 0.5,
             "rounding_error": outcome.rounding,
             "norm": outcome.norm2**0.5,
+            **({"resumed_jobs": outcome.resumed} if plan.fold else {}),
         },
         "sites": [_site(asdict(report), plan) for report in outcome.sites],
         "conflict": _conflict(outcome.conflict, plan),
         "dropped": list(plan.dropped),
         "notes": [*plan.notes, *_duplicates(plan, digests), *outcome.notes],
         "timings": dict(timings),
-        "memory": {"peak_in_flight": outcome.peak_in_flight, "peak_anonymous": outcome.memory.most, **peak_memory()},
+        "memory": _memory(outcome),
     }
     return publishable(content, verbatim=("text",))
 
@@ -116,6 +118,21 @@ def _composition(recipe: Recipe) -> dict[str, Any]:
     return {"composed": recipe.origin.composed, "variables": dict(recipe.vars), "files": files}
 
 
+def _base(fold: Fold, digests: Mapping[Path, FileDigest]) -> dict[str, Any]:
+    """What was folded into; files of a base from the Hub are known by its commit."""
+    source = fold.base.source
+    return {
+        "reference": source.reference,
+        "repository": source.repository,
+        "revision": source.revision,
+        "license": licence_beside(source.folder),
+        "files": [
+            {"name": file.name, **(asdict(digests[file.path]) if file.path in digests else {"size": file.path.stat().st_size})}
+            for file in fold.base.files
+        ],
+    }
+
+
 def _duplicates(plan: Plan, digests: Mapping[Path, FileDigest]) -> list[str]:
     """Inputs whose files hold the same bytes under different paths."""
     seen: dict[tuple[str, ...], int] = {}
@@ -130,6 +147,9 @@ def _duplicates(plan: Plan, digests: Mapping[Path, FileDigest]) -> list[str]:
 
 def _site(report: dict[str, Any], plan: Plan) -> dict[str, Any]:
     report["zero"] = [plan.adapters[index].label for index in report["zero"]]
+    shares = report.pop("approximated")
+    if shares:
+        report["dora_energy_kept"] = {plan.adapters[index].label: share for index, share in shares.items()}
     return report
 
 
@@ -151,6 +171,12 @@ def _conflict(conflict: Conflict | None, plan: Plan) -> dict[str, Any] | None:
         inputs = [plan.adapters[first].label, plan.adapters[second].label]
         lowest = {"inputs": inputs, "cosine": conflict.cosines[first][second]}
     return {"cosines": [list(row) for row in conflict.cosines], "lowest": lowest, "sites": conflict.sites}
+
+
+def _memory(outcome: Outcome) -> dict[str, int]:
+    now = peak_memory()
+    most = max(outcome.memory.most, now.get("anonymous_at_end", 0))
+    return {"peak_in_flight": outcome.peak_in_flight, "peak_anonymous": most, **now}
 
 
 def peak_memory() -> dict[str, int]:

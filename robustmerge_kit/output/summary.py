@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,10 @@ def summary(content: Mapping[str, Any], folder: Path) -> Sequence[str]:
             f"warning: the rank limit loses {1 - totals['retained_energy']:.1%} of the merged update; "
             "raise output.rank to keep more"
         )
-    if content["serving"]:
-        lines.append(content["serving"].replace("FOLDER", str(folder)))
+    served = content["serving"]
+    if served["command"]:
+        lines.append(f"to serve it (not tried here): {served['command'].replace('FOLDER', shlex.quote(str(folder)))}")
+    lines.extend(filter(None, [served["note"]]))
     return lines
 
 

@@ -2,17 +2,20 @@
 
 from .build import make_plan
 from .changes import Change, Part
-from .fold import DEFAULT_LAYOUT, Copy, Fold, Layout, OutputFile
+from .fold import DEFAULT_LAYOUT, TILE, Copy, Fold, Layout, OutputFile
+from .forecast import job_bytes, largest_job, peak_bytes
 from .gather import Inputs, gather, labels
 from .llava import check_output_name
 from .places import Place
-from .profiles import serving_hint
+from .profiles import serving
 from .ranks import choose_ranks, settle_ranks
-from .steps import ExtraStep, Member, Plan, SiteStep
+from .steps import BaseWeight, ExtraStep, Member, Plan, SiteStep
 from .targets import Target
 
 __all__ = [
     "DEFAULT_LAYOUT",
+    "TILE",
+    "BaseWeight",
     "Change",
     "Copy",
     "ExtraStep",
@@ -29,8 +32,11 @@ __all__ = [
     "check_output_name",
     "choose_ranks",
     "gather",
+    "job_bytes",
     "labels",
+    "largest_job",
     "make_plan",
-    "serving_hint",
+    "peak_bytes",
+    "serving",
     "settle_ranks",
 ]

@@ -7,7 +7,10 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
+from pydantic import BaseModel
+
 from ..adapters import Adapter
+from ..dora import widest_rank
 from ..errors import PlanError, RecipeError, RmkitError, raise_all
 from ..method import Method, Params
 from ..methods import find
@@ -18,11 +21,12 @@ from .experts import common_columns, nest_experts
 from .extras import plan_extras
 from .fold import DEFAULT_LAYOUT, Layout, plan_fold
 from .gather import Inputs
-from .legality import resolve_post, resolve_pre, resolve_space
+from .legality import check_dense, resolve_post, resolve_pre, resolve_space
 from .llava import llava_target
 from .profiles import check_profile, served_rank
-from .steps import Member, Plan, SiteStep
+from .steps import BaseWeight, Member, Plan, SiteStep, takes_deltas
 from .targets import Target, model, peft, same
+from .weights import find_weights
 
 
 def make_plan(recipe: Recipe, inputs: Inputs, layout: Layout = DEFAULT_LAYOUT) -> Plan:
@@ -38,13 +42,14 @@ def make_plan(recipe: Recipe, inputs: Inputs, layout: Layout = DEFAULT_LAYOUT) -
     _check_overrides(recipe, sites)
     layers = count_layers(sites)
     common = effective_settings(recipe, sites[0], 1) if same_everywhere(recipe) else None
+    weights = find_weights(recipe, adapters, inputs.base)
     settle = _Settler(recipe)
     steps: list[SiteStep] = []
     errors: dict[str, RmkitError] = {}
     for site in sites:
         try:
             settings = common or effective_settings(recipe, site, layers[stack_name(site)])
-            step = _plan_site(site, recipe, adapters, settings, target, settle)
+            step = _plan_site(site, recipe, adapters, settings, target, settle, weights.get(site))
         except (PlanError, RecipeError) as error:
             errors.setdefault(error.what, error)
             continue
@@ -98,7 +103,13 @@ class _Settler:
 
 
 def _plan_site(
-    site: str, recipe: Recipe, adapters: Sequence[Adapter], settings: SiteSettings, target: Target, settle: _Settler
+    site: str,
+    recipe: Recipe,
+    adapters: Sequence[Adapter],
+    settings: SiteSettings,
+    target: Target,
+    settle: _Settler,
+    weight: BaseWeight | None,
 ) -> SiteStep | None:
     method = settle.method(settings.method)
     present = [
@@ -123,7 +134,15 @@ def _plan_site(
     space = resolve_space(settings.space, method, site)
     own_rank = rank_in_space(space[0], space[1], ranks) if space else method.rank(ranks, params)
     model = present[0].factors
+    if space and space[0] == "full":
+        check_dense(site, model.d_out, model.d_in)
     full_rank = min(model.d_out, model.d_in) if space and space[0] == "full" else own_rank
+    scaled = any(member.factors.magnitude for member in present)
+    if scaled:
+        exact = takes_deltas(method, space, settle.pre, settle.post)
+        full_rank = _rank_on_base(site, method, params, space, present, exact=exact)
+        flat = method.flat_spectrum or any(post.flat_spectrum for post, _ in settle.post)
+        own_rank = full_rank if flat else min(own_rank, full_rank)
     whole = settle.params(method, settings.parameters, site) if getattr(params, "scope", "module") == "global" else None
     return SiteStep(
         site=site,
@@ -140,7 +159,33 @@ def _plan_site(
         width=full_rank,
         names=target.factor_names(site, model),
         columns=target.columns,
+        weight=weight if scaled else None,
     )
+
+
+def _rank_on_base(
+    site: str,
+    method: Method,
+    params: Params,
+    space: tuple[str, BaseModel] | None,
+    present: Sequence[Member],
+    *,
+    exact: bool,
+) -> int:
+    """Upper bound of the result's rank where a member is DoRA: the weight's own where deltas are taken as they are."""
+    model = present[0].factors
+    if exact:
+        return min(model.d_out, model.d_in)
+    if method.equal_ranks:
+        raise PlanError(
+            f"{method.name} needs adapters of equal rank, which DoRA's deltas do not have",
+            where=f"site {site}",
+            hint="use a method of the deltas, e.g. linear or ties",
+        )
+    ranks = [
+        widest_rank(m.factors.rank, model.d_out, model.d_in) if m.factors.magnitude else m.factors.rank for m in present
+    ]
+    return rank_in_space(space[0], space[1], ranks) if space else method.rank(ranks, params)
 
 
 def _check_method(site: str, method: Method, params: Params, present: Sequence[Member], absent: Sequence[float]) -> None:
@@ -201,7 +246,7 @@ def _with_width(steps: Sequence[SiteStep], recipe: Recipe) -> tuple[SiteStep, ..
     """Pad every site to one rank: the recipe's, else the largest that occurs."""
     rule = recipe.output.rank
     own = {step.site: step.full_rank if step.cut is None else step.cut for step in steps}
-    widest = served_rank(recipe.output.for_, max(max(own.values()), rule if isinstance(rule, int) else 0))
+    widest = served_rank(recipe.output, max(max(own.values()), rule if isinstance(rule, int) else 0))
     return tuple(replace(step, width=widest if recipe.output.uniform else own[step.site]) for step in steps)
 
 

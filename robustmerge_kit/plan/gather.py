@@ -66,7 +66,8 @@ def _open_base(recipe: Recipe) -> Checkpoint | None:
     if not recipe.needs_base:
         return None
     if recipe.base_model is None:
-        raise PlanError("output.kind: model needs the base", where="base_model", hint="add base_model: FOLDER or org/name")
+        key = "output.kind: model" if recipe.output.kind == "model" else "dora: delta"
+        raise PlanError(f"{key} needs the base", where="base_model", hint="add base_model: FOLDER or org/name")
     try:
         return open_checkpoint(resolve_base(recipe.base_model, recipe.place))
     except RmkitError as error:

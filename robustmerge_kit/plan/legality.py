@@ -16,6 +16,9 @@ from ..transforms import Step as Transform
 
 AnyTransform = TypeVar("AnyTransform", bound=Transform)
 
+MOST_DENSE = 1 << 35
+"""Values of the largest delta that is written out; the largest real ones, embeddings, have an eighth of it."""
+
 _NO_SPACE = {
     "coefficient": "combines whole deltas by their inner products, which are the same in every space",
     "equivariant": "runs on the singular structure, which is the same in every space",
@@ -42,6 +45,19 @@ def resolve_space(choice: SpaceChoice | None, method: Method, site: str) -> tupl
     else:
         what = f"{method.name} has no space {name!r}: it {_NO_SPACE[method.kind]}"
     raise PlanError(what, where=f"site {site}", hint="remove `space`, or choose another method; see `rmkit methods`")
+
+
+def check_dense(site: str, d_out: int, d_in: int) -> None:
+    """Refuse to write out a delta that would take days: factors of a few megabytes can declare one.
+
+    Raises: PlanError.
+    """
+    if d_out * d_in > MOST_DENSE:
+        raise PlanError(
+            f"[{d_out}, {d_in}] has {d_out * d_in} values, too many to write out in space full",
+            where=f"site {site}",
+            hint="choose space: core, which never writes them out",
+        )
 
 
 def resolve_pre(steps: Sequence[Step]) -> tuple[tuple[Pre, Params], ...]:

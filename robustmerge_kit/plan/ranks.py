@@ -18,7 +18,7 @@ def settle_ranks(plan: Plan, spectra: Mapping[str, Tensor]) -> Plan:
     Raises: PlanError when the serving program takes no rank that large.
     """
     ranks = choose_ranks(plan, spectra)
-    return plan.with_ranks(ranks, served_rank(plan.recipe.output.for_, max(ranks.values())))
+    return plan.with_ranks(ranks, served_rank(plan.recipe.output, max(ranks.values())))
 
 
 def choose_ranks(plan: Plan, spectra: Mapping[str, Tensor]) -> dict[str, int]:

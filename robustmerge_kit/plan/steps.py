@@ -13,6 +13,7 @@ from ..method import Method, Params
 from ..recipe import Recipe
 from ..shards import TensorRef, TensorSpec
 from ..transforms import Post, Pre
+from .places import Place
 from .targets import Target
 
 if TYPE_CHECKING:
@@ -39,13 +40,21 @@ class Member:
 
 
 @dataclass(frozen=True)
+class BaseWeight:
+    """The base's weight of a site, and where in its tensor it lies."""
+
+    ref: TensorRef
+    place: Place
+
+
+@dataclass(frozen=True)
 class SiteStep:
     """Merge one site. `absent` are adapters without the site that count as a zero delta: recipe position and weight.
 
     full_rank: rank of the method's result, an upper bound (min(d_out, d_in) where it is dense). cut: rank the result is
     truncated to, None: as it is. width: rank it is written with, by zero padding.
     cuts: of fused experts, the rank of every one where these differ; `cut` is then the largest. columns: how their factors
-    are written.
+    are written. weight: the base's, where a member is DoRA.
     space: its name and options. survey: parameters for all adapters of the recipe, where statistics span all sites.
     """
 
@@ -64,6 +73,12 @@ class SiteStep:
     names: tuple[str, str]
     cuts: tuple[int, ...] | None = None
     columns: Columns = "peft"
+    weight: BaseWeight | None = None
+
+    @property
+    def on_deltas(self) -> bool:
+        """Whether the method is given DoRA deltas as they are, not factors that stand for them."""
+        return takes_deltas(self.method, self.space, self.pre, self.post)
 
     @property
     def experts(self) -> int | None:
@@ -95,7 +110,7 @@ class SiteStep:
     @property
     def batches(self) -> bool:
         """Whether sites of one shape can run as one launch: sizes in some spaces depend on the numbers."""
-        return self.space is None or self.space[0] in ("ctm", "factor")
+        return self.weight is None and (self.space is None or self.space[0] in ("ctm", "factor"))
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -174,6 +189,12 @@ class SiteStep:
         return a.reshape(first.shape), b.reshape(second.shape)
 
 
+def takes_deltas(method: Method, space: tuple[str, BaseModel] | None, pre: Sequence[object], post: Sequence[object]) -> bool:
+    """Whether dense deltas will do: for weighted sums and for element-wise methods in full space, without other steps."""
+    whole = space is None if method.kind == "coefficient" else space is not None and space[0] == "full"
+    return whole and not pre and not post
+
+
 @dataclass(frozen=True)
 class ExtraStep:
     """Produce one tensor that is not a LoRA factor.
@@ -228,7 +249,7 @@ class Plan:
     @property
     def random(self) -> bool:
         """Whether random numbers are drawn anywhere, so that the inputs' identities matter."""
-        return any(step.dense or step.method.random(step.params) for step in self.steps)
+        return any(step.dense or step.weight or step.method.random(step.params) for step in self.steps)
 
     def with_ranks(self, cuts: Mapping[str, int], widest: int) -> Plan:
         """The plan once the rank of every site is known; padded to `widest` unless the recipe says otherwise."""

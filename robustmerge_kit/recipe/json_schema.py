@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from ..errors import RmkitError
+from .composed_schema import SUFFIX, composed
 from .mergekit import MergekitRecipe
 from .parameters import WEIGHT
 from .schema import CoreOptions, CtmOptions, NoOptions, Recipe
@@ -40,15 +41,36 @@ def json_schema() -> dict[str, Any]:
     ]
     _space_options(definitions)
     _steps(definitions)
+    for name in ("Recipe", "MergekitRecipe"):
+        definitions[name]["properties"]["vars"]["additionalProperties"] = False
     return {
         "$schema": DIALECT,
         "title": "rmkit recipe",
         "type": "object",
-        "if": {"anyOf": [{"required": ["models"]}, {"required": ["slices"]}]},
-        "then": {"$ref": "#/$defs/MergekitRecipe"},
-        "else": {"$ref": "#/$defs/Recipe"},
-        "$defs": definitions,
+        "if": _any_of_keys("extends", "vars"),
+        "then": _by_form(
+            f"Recipe{SUFFIX}", f"MergekitRecipe{SUFFIX}", [{"required": ["extends"], "not": {"required": ["adapters"]}}]
+        ),
+        "else": _by_form("Recipe", "MergekitRecipe"),
+        "$defs": {**definitions, **composed(definitions)},
     }
+
+
+def _by_form(ours: str, mergekits: str, either: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    """Our form, or mergekit's where its inputs are named; what meets `either` may be of both, since its parent decides."""
+    forms: dict[str, Any] = {
+        "if": _any_of_keys("models", "slices"),
+        "then": {"$ref": f"#/$defs/{mergekits}"},
+        "else": {"$ref": f"#/$defs/{ours}"},
+    }
+    if not either:
+        return forms
+    both = [{"$ref": f"#/$defs/{ours}"}, {"$ref": f"#/$defs/{mergekits}"}]
+    return {"if": {"anyOf": either}, "then": {"anyOf": both}, "else": forms}
+
+
+def _any_of_keys(*keys: str) -> dict[str, Any]:
+    return {"anyOf": [{"required": [key]} for key in keys]}
 
 
 _OF_MERGEKIT = ("MergekitRecipe", "Model", "Source", "Slice")

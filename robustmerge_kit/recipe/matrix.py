@@ -73,8 +73,9 @@ def expand(text: str, path: FilePath) -> tuple[Variant, ...] | None:
 
 
 def parse_variant(variant: Variant, settings: Mapping[str, Any] | None = None) -> Recipe:
-    """The recipe of a variant, `settings` as for `parse_recipe`; mistakes are reported where they stand, in the matrix or in the recipe it varies.
+    """The recipe of a variant, with `settings` as for `parse_recipe`.
 
+    Mistakes are reported where they stand, in the matrix or in the recipe it varies.
     Raises: what `parse_recipe` raises.
     """
     try:

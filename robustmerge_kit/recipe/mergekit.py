@@ -20,9 +20,6 @@ from .schema import Settings, Strict, Text, Value
 from .values import method_named
 from .yaml_text import Path
 
-OUTPUT_KIND = "adapter"
-"""What a recipe in mergekit's form writes when `output.kind` does not say."""
-
 _ONLY_HERE = ("models", "slices", "modules")
 _NO_SLICES = "rmkit runs module by module; it does not restack layers"
 _TOKENIZER = "vocabularies are not merged; all adapters must share the base's tokenizer"
@@ -205,8 +202,9 @@ class _Translation:
         self.problems.origin[("adapters",)] = ("models",) if "models" in self.data else ("slices",)
         self._count_the_base([models[number] for number in bases], adapters, common)
         self._default(common)
-        self._tell()
-        result = {**kept, "adapters": adapters, "parameters": common, "output": self._output()}
+        kind = self.data.get("output", {}).get("kind") or ("adapter" if base is None else "model")
+        self._tell(kind)
+        result = {**kept, "adapters": adapters, "parameters": common, "output": {**self._output(), "kind": kind}}
         if base is not None:
             result["base_model"] = base
         return Translated(result, tuple(self.notes), depth)
@@ -338,7 +336,7 @@ class _Translation:
                 common[name] = [*given, {"value": value}]
 
     def _output(self) -> dict[str, Any]:
-        output = {"kind": OUTPUT_KIND, **self.data.get("output", {})}
+        output = dict(self.data.get("output", {}))
         given = {key: self.data[key].removeprefix("torch.") for key in ("dtype", "out_dtype") if key in self.data}
         if not given:
             return output
@@ -352,15 +350,15 @@ class _Translation:
             self.problems.origin[("output", "dtype")] = (key,)
         return {**output, "dtype": given[key]}
 
-    def _tell(self) -> None:
-        if "kind" not in self.data.get("output", {}):
-            self.notes.append(f"the result is an {OUTPUT_KIND}; mergekit would write a whole model")
+    def _tell(self, kind: str) -> None:
+        if kind == "adapter":
+            self.notes.append("the result is an adapter; mergekit would write a whole model")
         if self.method in _ON_WHOLE_WEIGHTS:
             self.notes.append(f"{self.method} acts on the adapters' deltas here, on whole weights in mergekit")
         if self.method.startswith(("dare", "della")):
             self.notes.append("random masks differ from mergekit's, since the generator is rmkit's own")
         if "chat_template" in self.data:
-            self.notes.append("chat_template is ignored: an adapter has none")
+            self.notes.append("chat_template is ignored: a model keeps its base's, an adapter has none")
 
 
 def _rescaled(value: Any) -> Any:

@@ -86,9 +86,10 @@ def _check_values(given: Mapping[str, Any], path: Path, methods: list[Method], p
         elif knowing:
             checkers = [field_adapter(method.params, name) for method in knowing]
         else:
-            named = ", ".join(dict.fromkeys(method.name for method in methods))
+            named = list(dict.fromkeys(method.name for method in methods))
             known = dict.fromkeys(key for method in methods for key in (*method.params.model_fields, WEIGHT))
-            what = f"{named} has no parameter {name!r}" if len(methods) == 1 else f"none of {named} has a parameter {name!r}"
+            alone = len(named) == 1
+            what = f"{named[0]} has no parameter {name!r}" if alone else f"none of {', '.join(named)} has a parameter {name!r}"
             problems.add((*path, name), what, hint=nearest(name, known), at_key=True)
             continue
         _check_value(value, (*path, name), checkers, problems)

@@ -270,7 +270,10 @@ class Settings(Strict):
         default=None, description="Where an element-wise method runs: full (default), core, knots, ctm or factor."
     )
     overrides: tuple[Override, ...] = Field(
-        default=(), strict=False, max_length=1000, description="Other settings for some sites; the first glob that matches wins."
+        default=(),
+        strict=False,
+        max_length=1000,
+        description="Other settings for some sites; the first glob that matches wins.",
     )
     pre: tuple[Step, ...] = Field(
         default=(),

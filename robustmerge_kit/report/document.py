@@ -71,6 +71,7 @@ def _site(site: SiteReport) -> dict[str, Any]:
     return {
         "site": site.name,
         "kind": site.kind,
+        "experts": site.experts,
         "d_out": site.d_out,
         "d_in": site.d_in,
         "rank": site.rank,

@@ -133,6 +133,9 @@ def _settings(adapter: Adapter) -> list[str]:
         if isinstance(pattern, Mapping) and pattern:
             shown = ", ".join(f"{name}: {value}" for name, value in list(pattern.items())[:3])
             found.append(f"{key} ({shown}{', ...' if len(pattern) > 3 else ''})")
+    magnitudes = sum(site.magnitude is not None for site in adapter.sites.values())
+    if magnitudes:
+        found.append(f"DoRA: {magnitudes} sites have a magnitude too, a merge needs base_model; figures are of B A alone")
     if all(site.scale == 0 for site in adapter.sites.values()):
         found.append("alpha is 0: it contributes nothing")
     return found
@@ -140,7 +143,7 @@ def _settings(adapter: Adapter) -> list[str]:
 
 def _site(name: str, site: SiteFactors) -> SiteReport:
     parameters = site.a.spec.numel + site.b.spec.numel
-    return SiteReport(name, site.kind, site.d_out, site.d_in, site.rank, site.scale, parameters)
+    return SiteReport(name, site.kind, site.d_out, site.d_in, site.rank, site.scale, parameters, site.experts)
 
 
 def _targets(names: Sequence[str]) -> dict[str, int]:
@@ -178,7 +181,10 @@ def _with_numbers(opened: Sequence[_Opened], workers: int, observe: Observe) -> 
 
     def load(job: _Job) -> _Loaded:
         try:
-            return job[2].read() if isinstance(job[2], SiteFactors) else (job[2].ref.read(),)
+            what = job[2]
+            if not isinstance(what, SiteFactors):
+                return (what.ref.read(),)
+            return (*what.read(), what.magnitude.read()) if what.magnitude else what.read()
         except RmkitError as error:
             return error
 
@@ -187,10 +193,10 @@ def _with_numbers(opened: Sequence[_Opened], workers: int, observe: Observe) -> 
             return loaded
         _, _, what = job
         numbers = measure(loaded[0], loaded[1], what.scale) if isinstance(what, SiteFactors) else None
-        if numbers:
-            return numbers, {}
-        names = [what.a.spec.name, what.b.spec.name] if isinstance(what, SiteFactors) else [what.ref.spec.name]
-        return None, {name: found for name, tensor in zip(names, loaded, strict=True) if (found := not_finite(tensor))}
+        refs = what.refs if isinstance(what, SiteFactors) else (what.ref,)
+        # figures exist only of factors that are finite
+        doubtful = list(zip(refs, loaded, strict=True))[2 if numbers else 0 :]
+        return numbers, {ref.spec.name: found for ref, tensor in doubtful if (found := not_finite(tensor))}
 
     def store(job: _Job, result: _Measured) -> None:
         index, name, what = job
@@ -255,7 +261,7 @@ def _remarks(sites: Sequence[SiteReport], bad: Mapping[str, NotFinite], totals: 
         found.append(f"the figures leave out {left_out} of {len(sites)} sites, which are not finite or too large for them")
     still = [site for site in sites if site.numbers and not site.numbers.norm]
     if still and len(still) == len(sites):
-        untrained = all(s.numbers and s.numbers.zero_columns_b == s.rank for s in sites)
+        untrained = all(s.numbers and s.numbers.zero_columns_b == s.rank * s.experts for s in sites)
         why = "every B is zero" if untrained else "every update is zero"
         found.append(f"untrained: {why}, contributes nothing")
     elif still:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +12,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..factors import COMPUTE, nrank, ratio
-
 
 DEAD = 1e-3
 """Share of a site's largest rank-one term b_i a_i, by norm, up to which a term counts as dead."""
@@ -49,13 +50,16 @@ class SiteNumbers:
     gauge: float | None
 
 
-def measure(a: Float[Tensor, "r d_in"], b: Float[Tensor, "d_out r"], scale: float) -> SiteNumbers | None:
+def measure(a: Float[Tensor, "*experts r d_in"], b: Float[Tensor, "*experts d_out r"], scale: float) -> SiteNumbers | None:
     """The figures of a site, None where its values or their squares are not finite; a zero delta has no singular values.
 
-    All of it comes from the two Gram matrices A A^T and B^T B.
+    All of it comes from the two Gram matrices A A^T and B^T B. Of fused experts, which have an axis of their own, norms and
+    counts are those of all experts together, singular values are pooled, effective rank and gauge are medians.
 
-    Shapes: a (r, d_in), b (d_out, r), any floating dtype; the arithmetic is float64.
+    Shapes: a (..., r, d_in), b (..., d_out, r), any floating dtype; the arithmetic is float64.
     """
+    if a.ndim > 2:
+        return _together([measure(x, y, scale) for x, y in zip(a, b, strict=True)])
     a, b = a.double(), b.double()
     gram_a, gram_b = a @ a.mT, b.mT @ b
     lengths_a, lengths_b = gram_a.diagonal().sqrt(), gram_b.diagonal().sqrt()
@@ -74,6 +78,21 @@ def measure(a: Float[Tensor, "r d_in"], b: Float[Tensor, "d_out r"], scale: floa
         zero_columns_b=int((lengths_b == 0).sum()),
         dead=int((terms <= DEAD * terms.max()).sum()),
         gauge=norm_b / norm_a if norm_a and norm_b else None,
+    )
+
+
+def _together(experts: Sequence[SiteNumbers | None]) -> SiteNumbers | None:
+    known = [each for each in experts if each]
+    if len(known) < len(experts):
+        return None
+    return SiteNumbers(
+        singular_values=tuple(sorted((s for each in known for s in each.singular_values), reverse=True)),
+        norm=math.hypot(*(each.norm for each in known)),
+        effective_rank=statistics.median(each.effective_rank for each in known),
+        zero_rows_a=sum(each.zero_rows_a for each in known),
+        zero_columns_b=sum(each.zero_columns_b for each in known),
+        dead=sum(each.dead for each in known),
+        gauge=statistics.median(gauges) if (gauges := [each.gauge for each in known if each.gauge is not None]) else None,
     )
 
 

@@ -20,8 +20,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 120
+FAINT = 0.1
+"""The least value that gets the full colour: what is all close to nothing must not look like a conflict."""
+
 MOST_ROWS = 48
 """Modules drawn of a stack of layers."""
+
+_LEAST_ROWS = 3
+"""Room of a stack with few modules, so that a colour scale fits beside it."""
 
 _INK, _SOFT, _RULE = "#17212b", "#55626e", "#dbe1e7"
 _COLOURS = ("#0b5c8f", "#c05a00", "#2b7a5b", "#8a4a9e", "#7a6a00", "#b0325f", "#55626e", "#1a8aa8")
@@ -102,8 +108,8 @@ def _pairs(report: Analysis) -> Figure | None:
     drawing, axes = _sheet(1, 2, 2 * side + 1.6, side)
     cosine = _both(report.totals.pairs, count, lambda pair: pair.cosine)
     conflict = _both(report.totals.pairs, count, lambda pair: pair.sign_conflict)
-    _matrix(axes[0], "cosine", names, cosine, signed=True)
-    _matrix(axes[1], "share of entries with opposite signs", names, conflict, signed=False)
+    _matrix(axes[0], "cosine", names, cosine, _ramp(signed=True), 0.0)
+    _matrix(axes[1], "sign conflict, 0.5 is chance", names, conflict, _ramp(signed=True).reversed(), 0.5)
     return drawing
 
 
@@ -116,13 +122,13 @@ def _both(pairs: Sequence[Pair], count: int, of: Callable[[Pair], float | None])
     return table
 
 
-def _matrix(axes: Axes, title: str, names: Sequence[str], table: list[list[float]], signed: bool) -> None:
-    most = max((abs(value) for row in table for value in row if not math.isnan(value)), default=0.0) or 1.0
-    axes.imshow(table, cmap=_ramp(signed), vmin=-most if signed else 0.0, vmax=most)
+def _matrix(axes: Axes, title: str, names: Sequence[str], table: list[list[float]], ramp: Any, middle: float) -> None:
+    far = max([FAINT, *(abs(value - middle) for row in table for value in row if not math.isnan(value))])
+    axes.imshow(table, cmap=ramp, vmin=middle - far, vmax=middle + far)
     for i, row in enumerate(table):
         for j, value in enumerate(row):
             if not math.isnan(value):
-                ink = "white" if abs(value) > 0.7 * most else _INK
+                ink = "white" if abs(value - middle) > 0.7 * far else _INK
                 axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color=ink)
     axes.set_xticks(range(len(names)), [str(i + 1) for i in range(len(names))])
     axes.set_yticks(range(len(names)), [f"{name} {i + 1}" for i, name in enumerate(names)])
@@ -167,12 +173,12 @@ def _layers(report: Analysis) -> Figure | None:
     known = [(title, values, signed) for title, values, signed in figures if any(value is not None for value in values)]
     if not known:
         return None
-    heights = [min(MOST_ROWS, len(panel.modules)) + 2.0 for _ in known for panel in panels]
+    heights = [max(_LEAST_ROWS, min(MOST_ROWS, len(panel.modules))) + 2.0 for _ in known for panel in panels]
     drawing, axes = _sheet(len(heights), 1, 9.0, 0.17 * sum(heights) + 0.4, heights)
     widest = max(12, *(len(panel.layers) for panel in panels))
     for at, (title, values, signed) in enumerate(known):
         places = axes[at * len(panels) : (at + 1) * len(panels)]
-        most = max((abs(value) for value in values if value is not None), default=0.0) or 1.0
+        most = max([FAINT, *(abs(value) for value in values if value is not None)])
         for place, panel in zip(places, panels, strict=True):
             drawn = place.imshow(
                 _table(panel, values), cmap=_ramp(signed), vmin=-most if signed else 0.0, vmax=most, aspect="auto"
@@ -182,7 +188,7 @@ def _layers(report: Analysis) -> Figure | None:
             place.set_title(
                 _label(panel.name or "outside the layers", 60) if len(panels) > 1 else "", fontsize=8, fontweight="normal"
             )
-            colours = drawing.colorbar(drawn, ax=place, fraction=0.02, pad=0.01) if place is places[0] else None
+            colours = drawing.colorbar(drawn, ax=place, fraction=0.03, pad=0.01, aspect=8) if place is places[0] else None
             if colours is not None:
                 colours.ax.tick_params(labelsize=7)
         places[0].set_title(f"{title}, {_label(panels[0].name, 60)}" if panels[0].name else title)
@@ -229,7 +235,8 @@ def _directions(report: Analysis) -> Figure | None:
     ratios = [
         direction.ratio for merge in merges for task in merge.tasks if task for direction in (task.top, task.rest) if direction
     ]
-    most = max(1.0, *ratios)
+    most = max(1.25, *ratios)
+    least = max(most * 1e-3, min([0.8, *(value for value in ratios if value > 0)]))
     high = 0.22 * len(names) + 0.5
     drawing, axes = _sheet(len(merges), 2, 9.0, high * len(merges) + 0.9)
     for index, (method, merge) in enumerate(zip(report.methods, merges, strict=True)):
@@ -242,13 +249,15 @@ def _directions(report: Analysis) -> Figure | None:
                     continue
                 for value, colour in ((direction.left, _COLOURS[0]), (direction.right, _COLOURS[1])):
                     _dot(cosine, value, row, colour, filled)
-                _dot(ratio, direction.ratio, row, _COLOURS[0], filled)
+                _dot(ratio, max(least, direction.ratio), row, _COLOURS[0], filled)
         cosine.set_yticks(range(len(names)), names)
         ratio.set_yticks(range(len(names)), [""] * len(names))
         for place in (cosine, ratio):
             place.set_ylim(len(names) - 0.5, -0.5)
         cosine.set(title=_label(method.label, 40), xlim=(-0.02, 1.02))
-        ratio.set_xlim(-0.02 * most, 1.02 * most)
+        ratio.set(xscale="log", xlim=(least / 1.1, most * 1.1))
+        ratio.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        ratio.minorticks_off()
         if index + 1 < len(merges):
             cosine.tick_params(labelbottom=False)
             ratio.tick_params(labelbottom=False)

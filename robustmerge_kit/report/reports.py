@@ -26,6 +26,7 @@ class SiteReport:
     rank: int
     scale: float
     parameters: int
+    experts: int = 1
     numbers: SiteNumbers | None = None
 
 

@@ -50,8 +50,11 @@ def _layout_table(numbered: Sequence[tuple[int, AdapterReport]]) -> list[str]:
     return table(head, rows, left=(1, 2, 8), shrink=1)
 
 
+_COUNTS = ("zero A", "zero B", "dead", "NaN", "Inf")
+
+
 def _figures_table(numbered: Sequence[tuple[int, AdapterReport]]) -> list[str]:
-    head = ("", "norm", "eff. rank", "largest", "median", "smallest", "ratio", "|B|/|A|", "zero A", "zero B", "dead", "NaN", "Inf")
+    head = ("", "norm", "eff. rank", "largest", "median", "smallest", "ratio", "|B|/|A|", *_COUNTS)
     rows: list[tuple[str, ...]] = []
     for index, report in numbered:
         totals = report.totals
@@ -87,7 +90,8 @@ def _sites_table(report: AdapterReport) -> list[str]:
 
 
 def _site_row(site: SiteReport, figures: bool) -> tuple[str, ...]:
-    row = (site.name, f"{site.d_out} x {site.d_in}", str(site.rank), number(site.scale))
+    experts = f"{site.experts} x " if site.kind == "experts" else ""
+    row = (site.name, f"{experts}{site.d_out} x {site.d_in}", str(site.rank), number(site.scale))
     if not figures:
         return row
     numbers = site.numbers

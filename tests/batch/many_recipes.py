@@ -11,7 +11,7 @@ from typing import Any
 
 from small_adapters import sites, write_adapters
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).absolute().parents[2]
 
 WIDE = {"q_proj": (96, 80), "up_proj": (160, 80)}
 

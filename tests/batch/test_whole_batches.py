@@ -52,7 +52,7 @@ class Watch(threading.Thread):
             except psutil.NoSuchProcess:
                 return
             self.peak = max(self.peak, sum(map(anonymous, family)))
-            time.sleep(0.05)
+            time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from small_adapters import error, factors, read_deltas, run, sites, write_adapter, write_adapters, write_recipe
 
-from robustmerge_kit import execute as room
+from robustmerge_kit import sites as room
 from robustmerge_kit.resources import Resources, pick_device
 
 pytestmark = [

@@ -89,11 +89,6 @@ def test_a_sample_is_spread_over_layers_and_kinds_of_modules(
     assert max(Counter(int(layer) // 8 for _, layer, _ in names).values()) <= 7
 
 
-def test_it_does_not_depend_on_workers(tmp_path: Path) -> None:
-    plan = plan_of(tmp_path, list(write_adapters(tmp_path, 3)))
-    assert measure_conflict(plan, 1) == measure_conflict(plan, 3)
-
-
 # --- what a merge tells -----------------------------------------------------------------------------------------------
 
 

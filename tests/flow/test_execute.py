@@ -25,7 +25,7 @@ from small_adapters import (
 )
 from torch import Tensor
 
-from robustmerge_kit import execute as room
+from robustmerge_kit import sites as room
 from robustmerge_kit.errors import InputError, PlanError
 from robustmerge_kit.execute import execute
 from robustmerge_kit.merge import prepare
@@ -206,7 +206,7 @@ def test_a_failure_in_any_stage_surfaces_and_leaves_nothing(
 
     target = {
         "read": ("robustmerge_kit.adapters.adapter.SiteFactors.read", boom),
-        "merge": ("robustmerge_kit.execute.merge_site", boom),
+        "merge": ("robustmerge_kit.sites.merge_site", boom),
         "write": ("robustmerge_kit.shards.ShardWriter.write", boom),
     }[stage]
     monkeypatch.setattr(*target)

@@ -61,14 +61,17 @@ class Probe:
     folder: Path
     passed: bool = False
     files: dict[str, int] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
 
     def store(self, name: str, data: bytes) -> Path:
         """The input as a file, in place of the one before."""
         path = self.folder / name
         if name not in self.files:
             self.files[name] = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        os.ftruncate(self.files[name], len(data))
         os.pwrite(self.files[name], data, 0)
+        if len(data) != self.sizes.get(name):
+            os.ftruncate(self.files[name], len(data))
+            self.sizes[name] = len(data)
         return path
 
 

@@ -194,7 +194,6 @@ def push(hub: Hub, home: Path, *arguments: str, token: str | None = TOKEN, **env
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_XET": "1",
         "PYTHONPATH": str(Path(__file__).parents[2]),
-        "PYTHONWARNINGS": "error",
         **environment,
     }
     if token is not None:

@@ -90,10 +90,12 @@ def test_what_is_not_of_the_merge_stays_here(out: Path) -> None:
 
 def test_a_card_without_front_matter_is_noted(out: Path) -> None:
     (out / "README.md").write_text("# mine\n")
-    assert pack(out).notes == ("the card has no front matter, so the Hub does not know what this is",)
+    assert "the card has no front matter, so the Hub does not know what this is" in pack(out).notes
 
 
-@pytest.mark.parametrize("name", ["merged", "org/", "/merged", "org/a/b", "https://huggingface.co/org/a", "org/a--b", "org/a.git"])
+@pytest.mark.parametrize(
+    "name", ["merged", "org/", "/merged", "org/a/b", "https://huggingface.co/org/a", "org/a--b", "org/a.git"]
+)
 def test_names_that_are_no_repository(out: Path, name: str) -> None:
     with pytest.raises(UsageError, match="is not a repository's name"):
         publish(out, Destination(name), dry_run=True)

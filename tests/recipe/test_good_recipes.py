@@ -107,6 +107,59 @@ def test_good_recipes_load_and_fit_the_schema(text: str, validator: jsonschema.D
     assert [error.message for error in validator.iter_errors(read_yaml(text, "r").data)] == []
 
 
+COMPOSED = [
+    "merge_method: <m>\nvars: {m: ties, d: 0.2, l: [a, b], n: 16}\nadapters: <l>\n"
+    "parameters: {density: <d>}\noutput: {rank: <n>, path: merged/<m>}\n",
+    "extends: base.yaml\n",
+    "extends: base.yaml\nvars: {gain: 0.5}\nparameters: {gain: <gain>, weight: }\nspace:\n",
+    "extends: base.yaml\nadapters: [{adapter: a, parameters: {weight: [<w>, 1]}}, <one>]\n",
+    "extends: mergekit.yaml\ndtype: float16\n",
+    "extends: mergekit.yaml\nmodels: [{model: <base>+y, parameters: {weight: <w>}}]\n",
+]
+BAD_COMPOSED = [
+    "extends: 3\n",
+    "extends: base.yaml\nsed: 1\n",
+    "extends: base.yaml\nparameters: {gian: 1}\n",
+    "extends: base.yaml\nseed: x\n",
+    "extends: base.yaml\noutput: {rnk: <r>}\n",
+    "extends: base.yaml\nmerge_method: linar\n",
+    "merge_method: linear\nadapters: [a]\nvars: {d: }\n",
+    "merge_method: linear\nadapters: [a]\nvars: {1d: 3}\n",
+    "merge_method: linear\nadapters: [a]\nvars: {d: {a: 1}}\n",
+    "merge_method: linear\nadapters: [a]\nvars: [d]\n",
+]
+
+
+@pytest.fixture
+def parents(tmp_path: Path) -> Path:
+    (tmp_path / "base.yaml").write_text(
+        "merge_method: linear\nadapters: [a, b]\nparameters: {gain: 0.5, weight: 1}\n"
+        "vars: {w: 0.5, one: c, r: 16}\n"
+    )
+    (tmp_path / "mergekit.yaml").write_text(
+        "merge_method: linear\nbase_model: b\nvars: {w: 1, base: b}\nmodels: [{model: b+x, parameters: {weight: 1}}]\n"
+    )
+    return tmp_path / "r.yaml"
+
+
+@pytest.mark.parametrize("text", COMPOSED)
+def test_composed_recipes_load_and_fit_the_schema(
+    text: str, parents: Path, validator: jsonschema.Draft202012Validator
+) -> None:
+    recipe = parse_recipe(text, parents)
+    assert [error.message for error in validator.iter_errors(read_yaml(text, "r").data)] == []
+    again = parse_recipe(recipe.text, parents)
+    assert again.model_dump() == {**recipe.model_dump(), "vars": {}}
+    assert list(validator.iter_errors(read_yaml(recipe.text, "r").data)) == []
+
+
+@pytest.mark.parametrize("text", BAD_COMPOSED)
+def test_bad_composed_recipes_fit_neither(text: str, parents: Path, validator: jsonschema.Draft202012Validator) -> None:
+    with pytest.raises(RmkitError):
+        parse_recipe(text, parents)
+    assert not validator.is_valid(read_yaml(text, "r").data)
+
+
 @pytest.mark.parametrize("text", BAD)
 def test_bad_recipes_fit_neither(text: str, validator: jsonschema.Draft202012Validator) -> None:
     with pytest.raises(RmkitError):

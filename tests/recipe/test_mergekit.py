@@ -31,7 +31,7 @@ def test_the_usual_form() -> None:
     assert recipe.base_model == "org/base"
     assert recipe.parameters == {"gain": 0.7, "normalize": True, "density": 1.0, "trim": "topk"}
     assert recipe.output.dtype == "bfloat16"
-    assert recipe.output.kind == "adapter"
+    assert recipe.output.kind == "model"
     found = effective_settings(recipe, "m.layers.0.q_proj", 2)
     assert found.weights == (0.5, 2.0)
     assert found.parameters == {"density": (0.3, 1.0), "gain": 0.7, "normalize": True, "trim": "topk"}

@@ -1,4 +1,4 @@
-"""Figures of an analysis: cases whose figures are known, and dense float64 arithmetic on the merged adapter that `run` writes."""
+"""Figures of an analysis: cases whose figures are known, and dense float64 arithmetic on what `run` writes."""
 
 import itertools
 import math
@@ -10,6 +10,7 @@ import torch
 from small_adapters import PREFIX, entry, read_deltas, run, write_adapter, write_recipe
 from torch import Tensor
 
+from robustmerge_kit.adapters import pack
 from robustmerge_kit.recipe import load_recipe
 from robustmerge_kit.report.analysis import Analysis, analyze, parse_candidates
 from robustmerge_kit.report.analysis import signs as signs_module
@@ -204,7 +205,7 @@ def best_match(u: Tensor, s: Tensor, v: Tensor, merged: Tensor) -> tuple[list[fl
     if len(sm) >= len(s):
         choices = itertools.permutations(range(len(sm)), len(s))
         best = max(choices, key=lambda columns: sum(float(score[i, c]) for i, c in enumerate(columns)))
-        found = {i: c for i, c in enumerate(best)}
+        found = dict(enumerate(best))
     else:
         rows = max(
             itertools.permutations(range(len(s)), len(sm)), key=lambda rows: sum(float(score[r, c]) for c, r in enumerate(rows))
@@ -325,7 +326,9 @@ def test_spectra_of_the_updates_and_of_the_merge_are_those_of_dense_matrices(tmp
 
 def test_pruned_and_scaled_spectra_follow_the_definition(tmp_path: Path):
     (folder,) = folders(tmp_path, {SITE: (14, 12)})[:1]
-    found = analyze(load_recipe(write_recipe(tmp_path, [folder], "robustmerge", parameters={"variant": "paper", "density": 0.5})))
+    found = analyze(
+        load_recipe(write_recipe(tmp_path, [folder], "robustmerge", parameters={"variant": "paper", "density": 0.5}))
+    )
     assert found.pruning["density"] == 0.5
     draw = torch.Generator().manual_seed(0)
     b, a = torch.randn(14, 3, generator=draw).double(), torch.randn(3, 12, generator=draw).double()
@@ -469,6 +472,32 @@ def test_every_space_can_be_compared(tmp_path: Path, space: str):
     assert found.methods[1].space == space
     assert found.methods[1].parameters["density"] == 0.5
     assert len(found.totals.merges) == 2
+
+
+def test_fused_experts_have_the_figures_of_the_same_updates_apart(tmp_path: Path):
+    """Three experts in one pair of factors; the second adapter's last expert is untrained."""
+    fused: list[Path] = []
+    apart: list[Path] = []
+    for t in range(2):
+        draw = torch.Generator().manual_seed(t)
+        a, b = torch.randn(3, 2, 6, generator=draw), torch.randn(3, 8, 2, generator=draw)
+        if t:
+            b[2] = 0
+        stored = dict(zip("AB", pack(a, b, "peft"), strict=True))
+        names = {f"{PREFIX}m.experts.lora_{half}.weight": value.contiguous() for half, value in stored.items()}
+        where = {"m.experts": (8, 6)}
+        keys = {"r": 2, "alpha": 4.0, "target_modules": []}
+        fused.append(
+            write_adapter(tmp_path / f"fused{t}", tensors=names, where=where, target_parameters=["experts.down_proj"], **keys)
+        )
+        each = {f"m.experts.down_proj[{e}]": (b[e], a[e]) for e in range(3)}
+        apart.append(write(tmp_path, f"apart{t}", each, alpha=4.0))
+    found = analyze(load_recipe(write_recipe(tmp_path, fused, "robustmerge")), parse_candidates("ties:density=0.5"))
+    expected = analyze(load_recipe(write_recipe(tmp_path, apart, "robustmerge")), parse_candidates("ties:density=0.5"))
+    assert [site.site for site in found.sites] == [f"m.experts.down_proj[{e}]" for e in range(3)]
+    assert [len(site.pairs) for site in found.sites] == [1, 1, 0]
+    assert found.sites == expected.sites
+    assert found.totals == expected.totals
 
 
 def test_the_report_does_not_depend_on_the_number_of_workers(tmp_path: Path):

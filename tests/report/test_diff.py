@@ -128,6 +128,39 @@ def test_the_result_does_not_depend_on_the_number_of_workers(tmp_path: Path) -> 
     assert difference.diff(*names, tmp_path, workers=1) == difference.diff(*names, tmp_path, workers=3)
 
 
+def test_magnitudes_of_dora_are_compared_as_tensors(tmp_path: Path) -> None:
+    sizes = {f"{PREFIX}{name}.lora_magnitude_vector": torch.ones(shape[0]) for name, shape in sites().items()}
+    stored = factors(sites(), 0)
+    a, b = pair(tmp_path, tensors={**stored, **sizes}, use_dora=True)
+    found = document(a, b)
+    assert {each["status"] for each in found["sites"]} == {"equal"}
+    assert {each["tensor"]: each["status"] for each in found["tensors"]} == {
+        f"{name}.magnitude": "only in B" for name in sites()
+    }
+    sizes[f"{PREFIX}model.layers.0.q_proj.lora_magnitude_vector"] = torch.full((12,), 1.5)
+    write_adapter(a, tensors={**stored, **sizes}, use_dora=True)
+    found = document(b, a, "--tolerance", 0.4)
+    assert found["beyond"] == ["model.layers.0.q_proj.magnitude"]
+    assert found["tensors"][0]["relative_error"] == pytest.approx(0.5)
+
+
+def test_fused_experts(tmp_path: Path) -> None:
+    draw = torch.Generator().manual_seed(1)
+    names = [f"{PREFIX}m.experts.lora_{letter}.weight" for letter in "AB"]
+    tensors = dict(zip(names, (torch.randn(6, 4, generator=draw), torch.randn(5, 6, generator=draw)), strict=True))
+    where = {"m.experts": (5, 4)}
+    options: dict[str, Any] = {"where": where, "r": 2, "target_modules": [], "target_parameters": ["experts.w"]}
+    a = write_adapter(tmp_path / "a", tensors=tensors, **options)
+    changed = tensors[names[1]].clone()
+    changed[:, [1, 4]] = 0  # both columns of the second of three experts
+    b = write_adapter(tmp_path / "b", tensors={**tensors, names[1]: changed}, **options)
+    (found,) = document(a, b)["sites"]
+    deltas = [tensors[names[1]][:, e::3].double() @ tensors[names[0]][2 * e : 2 * e + 2].double() for e in range(3)]
+    assert found["shape"] == [3, 5, 4]
+    assert found["relative_error"] == pytest.approx(float(deltas[1].norm() / torch.stack(deltas).norm()), rel=1e-6)
+    assert found["rank_difference"] == 2
+
+
 def test_a_modified_base_is_a_note(tmp_path: Path) -> None:
     a, b = pair(tmp_path, init_lora_weights="pissa")
     assert any("trained on a modified base" in note for note in document(a, b)["notes"])

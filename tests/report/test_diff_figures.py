@@ -94,6 +94,18 @@ def test_against_dense_float64(shape: tuple[int, int], r: tuple[int, int], dtype
     assert [ranks.a, ranks.b, ranks.difference] == expected
 
 
+def test_experts_are_compared_together_and_the_largest_rank_counts() -> None:
+    a, b, scale = gaussian(3, 2, 30), gaussian(3, 20, 2), 0.5
+    other = b.clone()
+    other[1] *= 2
+    other[2, :, 0] *= -1
+    figures, ranks = compare_updates((a, b, scale), (a, other, scale))
+    dense, changed = scale * b @ a, scale * other @ a
+    assert figures.relative_error == pytest.approx(float((changed - dense).norm() / dense.norm()), rel=1e-12)
+    assert figures.cosine == pytest.approx(float((changed * dense).sum() / dense.norm() / changed.norm()), rel=1e-12)
+    assert (ranks.a, ranks.b, ranks.difference) == (2, 2, 2)
+
+
 def test_a_small_difference_keeps_its_digits() -> None:
     """Inner products would leave 1e-8 of it: ||a||^2 + ||b||^2 - 2 <a, b> cancels."""
     nudge = 1e-10 * gaussian(20, 4)

@@ -108,6 +108,33 @@ def test_an_untrained_adapter_says_so(tmp_path: Path) -> None:
     assert found.usable
 
 
+def test_magnitudes_of_dora_are_told_and_looked_at(tmp_path: Path) -> None:
+    sizes = {f"{PREFIX}{name}.lora_magnitude_vector": torch.ones(shape[0]) for name, shape in sites().items()}
+    found = one(tmp_path, tensors={**factors(sites(), 0), **sizes}, use_dora=True)
+    assert found.warnings == ("DoRA: 4 sites have a magnitude too, a merge needs base_model; figures are of B A alone",)
+    assert found.usable
+    name = f"{PREFIX}model.layers.1.q_proj.lora_magnitude_vector"
+    edit(tmp_path / "it", name, torch.full((12,), math.inf))
+    found = inspect(["it"], tmp_path, workers=1).adapters[0]
+    assert not found.usable
+    assert {key: counts.inf for key, counts in found.not_finite.items()} == {name: 12}
+
+
+def test_fused_experts_are_measured_together(tmp_path: Path) -> None:
+    a, b = torch.randn(6, 4), torch.randn(5, 6)
+    b[:, [1, 4]] = 0  # both columns of the second of three experts
+    tensors = {f"{PREFIX}m.experts.lora_{letter}.weight": value for letter, value in (("A", a), ("B", b))}
+    found = one(tmp_path, where={"m.experts": (5, 4)}, r=2, tensors=tensors, target_modules=[], target_parameters=["experts.w"])
+    (site,) = found.sites
+    assert site.numbers is not None
+    dense = [4 * b[:, e::3].double() @ a[2 * e : 2 * e + 2].double() for e in range(3)]
+    spectrum = sorted((float(s) for delta in (dense[0], dense[2]) for s in torch.linalg.svdvals(delta)[:2]), reverse=True)
+    assert site.numbers.norm == pytest.approx(float(torch.stack(dense).norm()), rel=1e-6)
+    assert site.numbers.singular_values == pytest.approx(spectrum, rel=1e-6)
+    assert (site.rank, site.experts, site.numbers.zero_columns_b, site.numbers.dead) == (2, 3, 2, 2)
+    assert "3 x 5 x 4" in show("--sites", tmp_path / "it").stdout
+
+
 def test_a_zero_site_is_named(tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "it")
     edit(folder, f"{PREFIX}model.layers.1.up_proj.lora_A.weight", torch.zeros(4, 10))

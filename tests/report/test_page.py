@@ -106,7 +106,7 @@ def test_the_verdict_and_the_totals_are_there_without_a_script() -> None:
     assert cosine is not None
     assert heads["pair cosine"][1][:2] == ["task-a × task-b", f"{cosine:.3f}".replace("-", "−")]
     norm = f"{report.totals.merges[0].norm:.2f}"
-    assert heads["method norm"][1][:4] == ["robustmerge", norm, "8.00", "100.0 %"]
+    assert heads["method norm"][1][:4] == ["robustmerge", norm, "8", "100.0 %"]
 
 
 def test_every_table_is_rectangular_and_every_task_has_a_row() -> None:

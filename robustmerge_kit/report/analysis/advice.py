@@ -101,6 +101,21 @@ def try_robustmerge(case: Case) -> Iterator[Finding]:
     yield finding("advice", "try_robustmerge", sentence, ratio, path, threshold="steep", adapters=[index])
 
 
+def try_others(case: Case) -> Iterator[Finding]:
+    """A merge that destroys updates is worth a look at other methods, where none was compared."""
+    worst = max(case.tasks(0), key=lambda each: each[2].destroyed, default=None)
+    names = _untried(case, ("linear", "ties", "tsv_m"))
+    if worst is None or len(case.methods) > 1 or worst[2].destroyed < bound("destroyed"):
+        return
+    path, index, task = worst
+    sentence = (
+        f"Worth trying: a comparison with {names}; {case.methods[0].label} destroys {task.destroyed:.1%} of {case.name(index)} "
+        f"(from {bound('destroyed'):.0%} on)."
+    )
+    figure_at = f"{path}.destroyed"
+    yield finding("advice", "try_others", sentence, task.destroyed, figure_at, threshold="destroyed", adapters=[index])
+
+
 def _untried(case: Case, names: Sequence[str]) -> str:
     """Those of the methods that the report has no figures of, as a list in words; empty when it has of all."""
     known = {method.method for method in case.methods}
@@ -161,6 +176,7 @@ REASONS: tuple[Callable[[Case], Iterator[Finding]], ...] = (
     try_separation,
     try_balance,
     try_robustmerge,
+    try_others,
     keeps_more,
     keeps_directions,
 )

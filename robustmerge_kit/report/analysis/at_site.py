@@ -31,31 +31,31 @@ class Found:
     counted: Mapping[int, Histograms]
 
 
-def look(job: Job, factors: Factors, shared: Sequence[Sites]) -> Found:
-    """The figures of one site. `shared` holds what all sites of a plan share, one per step of the job."""
+def look(job: Job, factors: Factors, shared: Sequence[Sites]) -> list[Found]:
+    """The figures of a site, or of every expert of a fused one. `shared` holds what all sites of a plan share, one per step."""
+    each = [{one.step.site: one for group in group_sites((step,), [factors]) for one in group} for step in job]
+    return [_look([sites[name] for sites in each], shared) for name in each[0]]
+
+
+def _look(loaded: Sequence[LoadedSite], shared: Sequence[Sites]) -> Found:
+    """One site as every method sees it."""
     adapters = range(len(shared[0].plan.adapters))
-    step = job[0]
-    here = _grouped(step, factors)
+    here = loaded[0]
     if not here.present:
-        empty = tuple(nothing(None, adapters) for _ in job)
-        return Found(_site(step, [None] * len(adapters), [], Signs(rows=0, cancelled=None, error=0.0), empty), {})
+        empty = tuple(nothing(None, adapters) for _ in loaded)
+        return Found(_site(here.step, [None] * len(adapters), [], Signs(rows=0, cancelled=None, error=0.0), empty), {})
     stack, draws = shared[0].stack([here], shared[0].device)
-    indices = [step.members[i].index for i in here.present]
+    indices = [here.step.members[i].index for i in here.present]
     updates = Updates(core(stack), indices)
     values = {index: (look_at(stack.a[t]), look_at(stack.b[t])) for t, index in enumerate(indices) if index in updates.each}
     spectra = _spectra(here, stack, draws)
     known = [_update(t, updates, values, spectra, indices) for t in adapters]
     signs = count_signs(stack)
     pairs = [_with_signs(pair, signs, indices) for pair in compare(updates)]
-    merges = tuple(_merge(each, factors, plan, updates, adapters) for each, plan in zip(job, shared, strict=True))
+    merges = tuple(_merge(each, plan, updates, adapters) for each, plan in zip(loaded, shared, strict=True))
     said = Signs(rows=signs.rows, cancelled=signs.cancelled, error=float(signs.error.nan_to_num().max()))
     counted = {index: Histograms(a.counts, b.counts) for index, (a, b) in values.items()}
-    return Found(_site(step, known, pairs, said, merges), counted)
-
-
-def _grouped(step: SiteStep, factors: Factors) -> LoadedSite:
-    ((site,),) = group_sites((step,), [factors])
-    return site
+    return Found(_site(here.step, known, pairs, said, merges), counted)
 
 
 def _spectra(here: LoadedSite, stack: FactorStack, draws: KeyedDraws) -> tuple[list[Spectrum], list[Spectrum]]:
@@ -95,8 +95,10 @@ def _with_signs(pair: Pair, signs: SignCounts, indices: Sequence[int]) -> Pair:
     return pair.model_copy(update={"sign_conflict": None if conflict != conflict else conflict})
 
 
-def _merge(step: SiteStep, factors: Factors, plan: Sites, updates: Updates, adapters: range) -> Merge:
-    here = _grouped(step, factors)
+def _merge(here: LoadedSite, plan: Sites, updates: Updates, adapters: range) -> Merge:
+    step = here.step
+    if not here.present:
+        return nothing(updates, adapters)
     stack, draws = plan.stack([here], plan.device)
     merged = merge_site(stack, step, draws, plan.surveyed(step))
     cut = step.full_rank if step.cut is None else step.cut

@@ -72,12 +72,13 @@ def _look_at_all(
     sites: list[Site] = []
     histograms: list[Histograms | None] = [None] * len(identities)
 
-    def store(job: Job, found: Found) -> None:
-        sites.append(found.site)
-        for index, counted in found.counted.items():
-            known = histograms[index]
-            histograms[index] = known.plus(counted) if known else counted
-        observe(found.site.site, 1, job[0].read_bytes)
+    def store(job: Job, found: list[Found]) -> None:
+        for one in found:
+            sites.append(one.site)
+            for index, counted in one.counted.items():
+                known = histograms[index]
+                histograms[index] = known.plus(counted) if known else counted
+        observe(job[0].site, 1, job[0].read_bytes)
 
     flow = Flow(
         cost=_cost,

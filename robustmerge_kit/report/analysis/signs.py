@@ -53,9 +53,9 @@ def count_signs(stack: FactorStack) -> SignCounts:
         part = x[:, : min(block, len(chosen) - start)]
         for t in range(n):
             torch.matmul(b[t][start : start + block], a[t], out=part[t])
-        summed += float(part.sum(0).abs_().sum(dtype=torch.float64))
+        summed += _total(part.sum(0).abs_())
         signs = part.sign().movedim(1, 0)
-        magnitude += float(part.abs_().sum(dtype=torch.float64))
+        magnitude += _total(part.abs_())
         balances.append(signs @ signs.mT)
         counted.append(_counted(signs, balances[-1]))
     opposite, entries = _opposite(torch.cat(balances).double().cpu(), torch.cat(counted).double().cpu())
@@ -66,6 +66,11 @@ def count_signs(stack: FactorStack) -> SignCounts:
         error=_error(opposite, entries, conflict, stack.d_out),
         cancelled=1.0 - summed / magnitude if magnitude else None,
     )
+
+
+def _total(x: Tensor) -> float:
+    """The sum of all entries, rows first: float64 is only needed for many terms, and slow."""
+    return float(x.sum(-1).sum(dtype=torch.float64))
 
 
 def _counted(signs: Float[Tensor, "rows n d_in"], balance: Float[Tensor, "rows n n"]) -> Float[Tensor, "rows n n"]:

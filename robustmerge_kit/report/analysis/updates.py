@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import median
 
 import torch
 from jaxtyping import Float
@@ -112,13 +113,9 @@ def compare(updates: Updates) -> list[Pair]:
 
 def subspaces(cosines: Float[Tensor, "k"]) -> Subspaces:
     """What is said of the principal angles with these cosines, which descend."""
-    angles = degrees(cosines)
-    return Subspaces(
-        overlap=float(cosines.clamp(0, 1).square().mean()),
-        smallest=float(angles[0]),
-        median=float(angles.quantile(0.5)),
-        largest=float(angles[-1]),
-    )
+    angles: list[float] = degrees(cosines).tolist()
+    overlap = float(cosines.clamp(0, 1).square().mean())
+    return Subspaces(overlap=overlap, smallest=angles[0], median=median(angles), largest=angles[-1])
 
 
 def degrees(cosines: Float[Tensor, "k"]) -> Float[Tensor, "k"]:

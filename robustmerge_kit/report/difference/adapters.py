@@ -12,6 +12,7 @@ import torch
 from ...adapters import Adapter, SiteFactors, align, find_zeros
 from ...errors import InputError
 from ...flow import Flow
+from ...shards import TensorRef
 from .dense import compare_tensors, pair_up
 from .records import Comparison, Difference, Figures, Observe, Operand, Ranks, Side, Status, largest_first
 from .updates import compare_updates
@@ -44,7 +45,7 @@ def compare_adapters(
         hint = "adapters can be compared when they belong to one base and their layouts name modules alike"
         raise InputError(refusal.what, where=refusal.where, hint=hint) from refusal
     sites = pair_up(a.sites, b.sites)
-    tensors = pair_up(*({name: extra.ref for name, extra in each.extras.items()} for each in (a, b)))
+    tensors = pair_up(_tensors(a), _tensors(b))
     planned(len(sites) + len(tensors))
     return Comparison(
         kind="adapters",
@@ -54,6 +55,12 @@ def compare_adapters(
         tensors=largest_first(compare_tensors(tensors, workers, observe)),
         notes=(*_remarks(a), *_remarks(b), *notes),
     )
+
+
+def _tensors(adapter: Adapter) -> dict[str, TensorRef]:
+    """What is compared entry by entry: the tensors beside the factors, and the magnitudes of DoRA."""
+    found = {name: extra.ref for name, extra in adapter.extras.items()}
+    return found | {f"{name}.magnitude": site.magnitude for name, site in adapter.sites.items() if site.magnitude}
 
 
 def _operand(adapter: Adapter) -> Operand:
@@ -108,8 +115,14 @@ def _compare(pair: _Pair, loaded: _Loaded) -> Difference:
         figures, ranks = Figures(figures.a2, figures.a2, 0.0, figures.a2), Ranks(ranks.a, ranks.a, 0)
     else:
         status = "different" if figures.difference2 else "equal"
-    a, b = (site and Side((site.d_out, site.d_in), site.b.spec.dtype) for site in sites)
-    return Difference(name, status, a, b, figures, ranks)
+    return Difference(name, status, *map(_side, sites), figures=figures, ranks=ranks)
+
+
+def _side(site: SiteFactors | None) -> Side | None:
+    if site is None:
+        return None
+    experts = (site.experts,) if site.kind == "experts" else ()
+    return Side((*experts, site.d_out, site.d_in), site.b.spec.dtype)
 
 
 def _same(left: tuple[Tensor, Tensor, float], right: tuple[Tensor, Tensor, float]) -> bool:

@@ -62,7 +62,7 @@ def _site_row(each: Difference) -> tuple[str, ...]:
     assert side is not None
     return (
         each.name,
-        f"{side.shape[0]} x {side.shape[1]}",
+        _shape(side),
         each.status if each.status.startswith("only") else _error(each.relative_error),
         _cosine(figures.cosine),
         _ratio(figures.norm_ratio) if each.a else NONE,

@@ -9,7 +9,7 @@ from torch import Tensor
 from ...factors import COMPUTE, FactorStack, Weights, core
 from .records import Figures, Ranks
 
-Factors = tuple[Float[Tensor, "r d_in"], Float[Tensor, "d_out r"], float]
+Factors = tuple[Float[Tensor, "*batch r d_in"], Float[Tensor, "*batch d_out r"], float]
 """A, B and scale: the update is scale * B A."""
 
 
@@ -21,9 +21,9 @@ def compare_updates(a: Factors | None, b: Factors | None) -> tuple[Figures, Rank
 
     A rank is the number of singular values above r * 1.2e-7 * s, where r is the rank of the factors and s the update's
     largest singular value; of the difference with r_a + r_b and the larger s of the two, since what is smaller is the rounding
-    of their factors.
+    of their factors. Of fused experts, which have a batch axis, it is the largest rank of all experts.
 
-    Shapes: factors (r, d_in) and (d_out, r), any floating dtype; the arithmetic is float64.
+    Shapes: factors (..., r, d_in) and (..., d_out, r), any floating dtype; the arithmetic is float64.
     """
     present = [each for each in (a, b) if each is not None]
     stack = FactorStack(
@@ -38,14 +38,14 @@ def compare_updates(a: Factors | None, b: Factors | None) -> tuple[Figures, Rank
     difference = m_b - m_a
     s_a, s_b, s_d = (torch.linalg.svdvals(m) for m in (m_a, m_b, difference))
     eps = torch.finfo(COMPUTE).eps
-    largest = max(float(s_a[0]), float(s_b[0]))
+    largest = torch.maximum(s_a[..., :1], s_b[..., :1])
     figures = Figures(*(float(x.square().sum()) for x in (s_a, s_b, difference)), inner=float((m_a * m_b).sum()))
     return figures, Ranks(
-        a=None if a is None else _rank(s_a, len(a[0]) * eps * float(s_a[0])),
-        b=None if b is None else _rank(s_b, len(b[0]) * eps * float(s_b[0])),
+        a=None if a is None else _rank(s_a, a[0].shape[-2] * eps * s_a[..., :1]),
+        b=None if b is None else _rank(s_b, b[0].shape[-2] * eps * s_b[..., :1]),
         difference=_rank(s_d, sum(stack.ranks) * eps * largest),
     )
 
 
-def _rank(s: Float[Tensor, "k"], threshold: float) -> int:
-    return int((s > threshold).sum())
+def _rank(s: Float[Tensor, "*batch k"], threshold: Float[Tensor, "*batch 1"]) -> int:
+    return int((s > threshold).sum(-1).max())

@@ -48,10 +48,14 @@ class Axis:
 
 
 def _powers(low: float, high: float) -> list[float]:
-    first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
-    step = max(1, math.ceil((last - first) / 4))
-    powers = [10.0**exponent for exponent in range(first, last + 1, step)]
-    return powers if len(powers) > 1 else [low, high]
+    """Powers of ten, every few where there are many; 1, 2 and 5 times them where there are few."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    if math.log10(high / low) > 2.5:
+        step = math.ceil((last - first) / 5)
+        ticks = [10.0**exponent for exponent in range(first, last + 1, step)]
+    else:
+        ticks = [factor * 10.0**exponent for exponent in range(first, last + 1) for factor in (1, 2, 5)]
+    return [tick for tick in ticks if low * 0.999 <= tick <= high * 1.001] or [low, high]
 
 
 def _steps(low: float, high: float, step: float | None) -> list[float]:

@@ -122,8 +122,7 @@ def robustness(report: Analysis) -> Markup:
     tasks = [task for merge in report.totals.merges for task in merge.tasks if task]
     if not tasks:
         return Markup()
-    most = max(1.0, *(direction.ratio for task in tasks for direction in (task.top, task.rest) if direction))
-    cosine, ratio = Axis("|cosine| with the merged direction", 0.0, 1.0), Axis("merged / original singular value", 0.0, most)
+    cosine, ratio = Axis("|cosine| with the merged direction", 0.0, 1.0), _ratio_axis(tasks)
     kinds = [("top, output", "top out"), ("top, input", "top in"), ("rest, output", "rest out"), ("rest, input", "rest in")]
     directions, sizes = [], []
     for method, merge in zip(report.methods, report.totals.merges, strict=True):
@@ -142,6 +141,14 @@ def robustness(report: Analysis) -> Markup:
             grid(sizes),
         ]
     )
+
+
+def _ratio_axis(tasks: Sequence[TaskInMerge]) -> Axis:
+    """Three decades at most, with 1 among them; a ratio of 0 stands at the low end."""
+    ratios = [direction.ratio for task in tasks for direction in (task.top, task.rest) if direction]
+    high = max(1.25, *ratios)
+    low = max(high * 1e-3, min([0.8, *(ratio for ratio in ratios if ratio > 0)]))
+    return Axis("merged / original singular value", low, high, logarithmic=True)
 
 
 def _cosines(task: TaskInMerge) -> list[tuple[str, float, str]]:

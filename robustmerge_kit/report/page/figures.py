@@ -10,10 +10,11 @@ from ..analysis.records import Merge, Pair, Site, TaskInMerge, Update
 
 Of = TypeVar("Of")
 
-Scale = Literal["signed", "good", "bad", "size", "ratio", "angle"]
+Scale = Literal["signed", "chance", "good", "bad", "size", "ratio", "angle"]
 """How a figure is coloured and written.
 
-signed: about 0. good, bad: shares. size: from 0 upwards. ratio: about 1, in octaves. angle: degrees, small ones dark.
+signed: about 0. chance: a share about 0.5. good, bad: shares. size: from 0 upwards. ratio: about 1, in octaves.
+angle: degrees, small ones dark.
 """
 
 
@@ -37,7 +38,7 @@ PAIR: tuple[Figure[Pair], ...] = (
         "sign_conflict",
         "sign conflict",
         "share of entries at which the two have opposite signs; 0.5 for unrelated ones",
-        "bad",
+        "chance",
         "most",
         lambda p: p.sign_conflict,
     ),

@@ -46,11 +46,13 @@ def plain(text: str) -> Markup:
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
 
-def column(values: Sequence[float | None], digits: int = 3) -> list[str]:
-    """Numbers with as many decimals as the largest needs to show `digits` digits, so that they align when set flush right."""
-    largest = max((abs(value) for value in values if value), default=1.0)
-    decimals = min(6, max(0, digits - 1 - math.floor(math.log10(largest))))
-    return [number(value, decimals) for value in values]
+def column(values: Sequence[float | None]) -> list[str]:
+    """Numbers that align when set flush right: whole ones, or three digits of the largest and two decimals at least."""
+    known = [abs(value) for value in values if value is not None]
+    if all(value == int(value) for value in known):
+        return [number(value, 0) for value in values]
+    decimals = 2 - math.floor(math.log10(max(known)))
+    return [number(value, min(6, max(2, decimals))) for value in values]
 
 
 def number(value: float | None, decimals: int = 3) -> str:

@@ -10,6 +10,9 @@ from .markup import NONE, Markup, element, number, scrolling
 Values = Mapping[tuple[int, int], float | None]
 """By row and column."""
 
+FAINT = 0.1
+"""The least value that gets the full colour: what is all close to nothing must not look like a conflict."""
+
 
 def matrices(report: Analysis) -> Markup:
     """Cosine, sign conflict, shared energy, overlap of outputs and inputs."""
@@ -26,21 +29,38 @@ def matrices(report: Analysis) -> Markup:
 
     shared = table(lambda pair: pair.shared_first, lambda pair: pair.shared_second)
     overlap = table(lambda pair: pair.left and pair.left.overlap, lambda pair: pair.right and pair.right.overlap)
+    conflict = table(lambda pair: pair.sign_conflict)
     drawn = [
-        _matrix("Cosine of the updates", "orange where they oppose each other", names, table(lambda pair: pair.cosine), "cold"),
         _matrix(
-            "Sign conflict", "share of entries of opposite sign; 0.5 is chance", names, table(lambda pair: pair.sign_conflict)
+            "Cosine of the updates", "orange where they oppose each other", names, table(lambda pair: pair.cosine), _signed
         ),
-        _matrix("Shared energy", "share of the row's energy in the column's directions", names, shared),
-        _matrix("Overlap of subspaces", "above the diagonal outputs, below it inputs", names, overlap),
+        _matrix("Sign conflict", "share of entries of opposite sign; 0.5 is chance", names, conflict, _around_chance),
+        _matrix("Shared energy", "share of the row's energy in the column's directions", names, shared, _share),
+        _matrix("Overlap of subspaces", "above the diagonal outputs, below it inputs", names, overlap, _share),
     ]
     return element("div", *drawn, class_="matrices")
 
 
-def _matrix(title: str, below: str, names: Sequence[str], values: Values, positive: str = "warm") -> Markup:
-    """One table; `positive` is the ramp of values that are not negative."""
-    most = max((abs(value) for value in values.values() if value is not None), default=0.0) or 1.0
-    decimals = 2 if most >= 0.095 else 3
+Ramp = Callable[[float], tuple[str, float]]
+"""A value's ramp and how far along it lies, in units of the value itself."""
+
+
+def _signed(value: float) -> tuple[str, float]:
+    return ("warm" if value < 0 else "cold"), abs(value)
+
+
+def _around_chance(value: float) -> tuple[str, float]:
+    return ("warm" if value > 0.5 else "cold"), abs(value - 0.5)
+
+
+def _share(value: float) -> tuple[str, float]:
+    return "warm", value
+
+
+def _matrix(title: str, below: str, names: Sequence[str], values: Values, ramp: Ramp) -> Markup:
+    known = [value for value in values.values() if value is not None]
+    most = max([FAINT, *(ramp(value)[1] for value in known)])
+    decimals = 2 if max(map(abs, known), default=0.0) >= 0.095 else 3
     rows: list[Markup] = []
     for i, name in enumerate(names):
         cells = [element("th", f"{i + 1} ", element("span", name), scope="row", title=name)]
@@ -49,17 +69,10 @@ def _matrix(title: str, below: str, names: Sequence[str], values: Values, positi
             if value is None:
                 cells.append(element("td", "" if i == j else NONE, class_="none"))
                 continue
-            ramp = "warm" if value < 0 else positive
-            said = f"{name} × {other}: {number(value, 4)}"
-            cells.append(
-                element(
-                    "td",
-                    number(value, decimals),
-                    class_=_shade(ramp, abs(value) / most),
-                    style=f"--v:{abs(value) / most:.3f}",
-                    title=said,
-                )
-            )
+            colour, far = ramp(value)
+            shade, style = _shade(colour, far / most), f"--v:{far / most:.3f}"
+            title_of_cell = f"{name} × {other}: {number(value, 4)}"
+            cells.append(element("td", number(value, decimals), class_=shade, style=style, title=title_of_cell))
         rows.append(element("tr", *cells))
     head = element("tr", element("td"), *(element("th", str(i + 1), scope="col", title=name) for i, name in enumerate(names)))
     inner = element("table", element("thead", head), element("tbody", *rows), class_="matrix")

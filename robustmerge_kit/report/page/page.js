@@ -20,7 +20,12 @@
   // --- numbers --------------------------------------------------------------------------------------------------------
 
   const signed = (text) => (/[1-9]/.test(text) ? text.replace("-", "−") : text.replace("-", ""));
-  const decimals = (most, digits) => (most > 0 ? Math.min(6, Math.max(0, digits - 1 - Math.floor(Math.log10(most)))) : 0);
+  // a call cannot take as many arguments as a large model has figures
+  const largest = (values, least) => values.reduce((most, value) => Math.max(most, value), least);
+  const decimals = (values) => {
+    const most = largest(values.map(Math.abs), 0);
+    return values.every(Number.isInteger) ? 0 : Math.min(6, Math.max(2, 2 - Math.floor(Math.log10(most))));
+  };
   const write = (value, places) => (value === null ? MISSING : signed(value.toFixed(places)));
   const percent = (value, places = 1) => (value === null ? MISSING : `${signed((100 * value).toFixed(places))} %`);
   const known = (values) => values.filter((value) => value !== null);
@@ -73,24 +78,31 @@
     const values = known(figure.values.flat());
     const [low, high] = extent(values);
     const most = Math.max(Math.abs(low), Math.abs(high));
-    const plain = (value) => write(value, decimals(most, 3));
+    const places = decimals(values);
+    // what is all close to nothing must not look like a conflict
+    const full = Math.max(most, 0.1);
+    const plain = (value) => write(value, places);
     switch (figure.scale) {
       case "signed":
-        return { ends: [-most, most], show: plain, shade: (v) => [v < 0 ? "warm" : "cold", most ? Math.abs(v) / most : 0] };
+        return { ends: [-full, full], show: plain, shade: (v) => [v < 0 ? "warm" : "cold", Math.abs(v) / full] };
+      case "chance": {
+        const far = Math.max(0.1, high - 0.5, 0.5 - low);
+        return { ends: [0.5 - far, 0.5 + far], show: percent, shade: (v) => [v > 0.5 ? "warm" : "cold", Math.abs(v - 0.5) / far] };
+      }
       case "good": {
         const from = low >= high ? 0 : low;
         return { ends: [from, high], show: percent, shade: (v) => ["cold", high > from ? (v - from) / (high - from) : 1] };
       }
       case "bad":
-        return { ends: [0, most], show: percent, shade: (v) => ["warm", most ? v / most : 0] };
+        return { ends: [0, full], show: percent, shade: (v) => ["warm", v / full] };
       case "angle":
         return { ends: [0, 90], show: (v) => (v === null ? MISSING : `${write(v, 1)}°`), shade: (v) => ["warm", 1 - v / 90] };
       case "ratio": {
         // ratios are compared in octaves; one that is 0 has no logarithm and is shown as the least
-        const octaves = Math.max(0.1, ...known(values).filter((v) => v > 0).map((v) => Math.abs(Math.log2(v))));
+        const octaves = largest(values.filter((v) => v > 0).map((v) => Math.abs(Math.log2(v))), 0.1);
         const depth = (v) => (v > 0 ? Math.log2(v) / octaves : -1);
         const ends = [2 ** -octaves, 2 ** octaves];
-        const show = (v) => write(v, decimals(Math.max(most, 1), 3));
+        const show = (v) => write(v, Math.max(2, places));
         return { ends, show, shade: (v) => [depth(v) < 0 ? "warm" : "cold", Math.min(1, Math.abs(depth(v)))] };
       }
       default:
@@ -198,7 +210,7 @@
 
     const drawMap = (panel, scale, resolved, several, title) => {
       // all panels have the same room for names, so that their first layers stand below each other
-      const names = 2 + Math.max(...data.panels.flatMap((each) => each.modules.map((module) => module.length)));
+      const names = 2 + largest(data.panels.flatMap((each) => each.modules.map((module) => module.length)), 0);
       const grid = make("div", { class: "heat", role: "img" });
       grid.setAttribute("aria-label", `${title}, ${panel.name || "outside the layers"}`);
       grid.style.gridTemplateColumns = `min(36%, ${names}ch) repeat(${panel.layers.length}, minmax(0, 40px))`;
@@ -227,7 +239,7 @@
       });
       if (panel.name) {
         // as many numbers as have room on a screen 900 points wide, fewer of them on a phone
-        const need = 8 + 7 * Math.max(...panel.layers.map((layer) => layer.length));
+        const need = 8 + 7 * largest(panel.layers.map((layer) => layer.length), 0);
         const step = (width) => Math.ceil(need / Math.min(40, width / panel.layers.length));
         const wide = step(900);
         const narrow = wide * Math.ceil(step(220) / wide);

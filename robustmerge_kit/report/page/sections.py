@@ -133,7 +133,7 @@ def methods(report: Analysis) -> Markup:
 
 def _settings(parameters: dict[str, Any], space: str | None, mixed: bool) -> str:
     said = [f"space {space}"] if space else []
-    said += [f"{key} {json.dumps(value, ensure_ascii=False)}" for key, value in parameters.items()]
+    said += [f"{key} {json.dumps(value, ensure_ascii=False)}" for key, value in parameters.items() if value is not None]
     return ", ".join([*said, *(["other methods at some sites"] if mixed else [])])
 
 
