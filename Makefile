@@ -2,6 +2,7 @@
 # make test         everything CI checks: lint, format, types, imports, tests
 # make bench        the speed tables of benchmarks/RESULTS.md
 # make dist         wheel and sdist in dist/
+# make fuzz         RUNS (default 1000000) mutated inputs for every reader of strangers' files; ENGINE=atheris where installed
 # make clean        remove what was built or merged (.venv stays)
 #
 # PYTHON=...        the interpreter (3.11 or newer; default: the first one found on PATH)
@@ -13,6 +14,9 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14; 
 TORCH_INDEX ?=
 VENV ?= .venv
 JOBS ?= 2
+RUNS ?= 1000000
+ENGINE ?= plain
+FUZZ_TARGETS ?= safetensors-header adapter-config peft-keys recipe
 export RMKIT_TEST_INPUTS ?= $(abspath $(wildcard ../shared))
 
 BIN := $(VENV)/bin
@@ -20,7 +24,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 SETTINGS := pyproject.toml constraints.txt
 
-.PHONY: help quickstart test bench dist clean
+.PHONY: help quickstart test bench dist fuzz clean
 
 help:
 	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
@@ -55,6 +59,12 @@ test: $(VENV)/developing
 bench: $(VENV)/developing
 	$(BIN)/python benchmarks/adapter_merge.py
 	$(BIN)/python benchmarks/methods.py
+	$(BIN)/python benchmarks/analyze.py
+
+fuzz: $(VENV)/developing
+	for target in $(FUZZ_TARGETS); do \
+		$(BIN)/python tests/fuzz/fuzz.py $$target --runs $(RUNS) --engine $(ENGINE) || exit 1; \
+	done
 
 dist: $(VENV)/developing
 	$(BIN)/python -m build --no-isolation --outdir dist .

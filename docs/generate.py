@@ -6,6 +6,7 @@ Run it after a change of a method, a recipe key or a flag: `python docs/generate
 from __future__ import annotations
 
 import importlib
+import itertools
 import re
 import typing
 from collections.abc import Callable, Iterable, Sequence
@@ -20,11 +21,12 @@ from pydantic.fields import FieldInfo
 from robustmerge_kit.cli import COMMANDS
 from robustmerge_kit.method import Method
 from robustmerge_kit.methods import BUILTIN, mergekit_dense
-from robustmerge_kit.recipe import mergekit, schema
+from robustmerge_kit.recipe import load_recipe, mergekit, schema
 from robustmerge_kit.report import manual
 from robustmerge_kit.transforms import POST, PRE
 
 DOCS = Path(__file__).resolve().parent
+RECIPES = DOCS.parent / "recipes"
 BLOCK = re.compile(r"(<!-- begin (?P<what>[^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -34,7 +36,7 @@ def pages() -> dict[Path, str]:
     found[DOCS / "methods" / "mergekit.md"] = _mergekit_page()
     found[DOCS / "methods" / "steps.md"] = _steps_page()
     found[DOCS / "methods" / "README.md"] = _index()
-    for path in sorted(DOCS.glob("*.md")):
+    for path in (*sorted(DOCS.glob("*.md")), RECIPES / "README.md"):
         text = path.read_text(encoding="utf-8")
         if BLOCK.search(text):
             found[path] = BLOCK.sub(lambda block: f"{block[1]}{_generated(block['what'])}{block[3]}", text)
@@ -195,7 +197,7 @@ _MODELS: dict[str, type[BaseModel]] = {
 
 def _generated(what: str) -> str:
     kind, _, name = what.partition(" ")
-    makers: dict[str, Callable[[str], str]] = {"keys": _keys, "flags": _flags, "commands": _commands}
+    makers: dict[str, Callable[[str], str]] = {"keys": _keys, "flags": _flags, "commands": _commands, "recipes": _recipes}
     return makers[kind](name)
 
 
@@ -263,6 +265,29 @@ def _default(field: FieldInfo) -> str:
     if value is None or value == () or value == {} or isinstance(value, BaseModel):
         return "-"
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def _recipes(name: str) -> str:
+    """The recipes that ship: those of one idea each, then one per method in the order of the methods."""
+    order = [method.name for method in BUILTIN]
+    found = [(path, load_recipe(path)) for path in sorted((*RECIPES.glob("*.yaml"), *RECIPES.glob("methods/*.yaml")))]
+    found.sort(key=lambda each: (len(each[0].parts), order.index(each[1].merge_method) if each[0].parent != RECIPES else 0))
+    rows = [
+        (
+            f"[{recipe.name or path.stem}]({path.relative_to(RECIPES).as_posix()})",
+            f"`{recipe.merge_method}`",
+            _escaped(shows(path)),
+        )
+        for path, recipe in found
+    ]
+    return _table(("recipe", "method", "what it shows"), rows)
+
+
+def shows(recipe: Path) -> str:
+    """The first sentence of a recipe's leading comment."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), recipe.read_text(encoding="utf-8").splitlines())
+    comment = " ".join(line.lstrip("# ").strip() for line in lines)
+    return re.split(r"(?<=\.)\s", comment, maxsplit=1)[0]
 
 
 def _commands(name: str) -> str:

@@ -71,6 +71,7 @@ def execute(
     outcome.seconds = time.perf_counter() - start
     outcome.peak_in_flight = budget.peak
     outcome.sites.sort(key=lambda report: report.site)
+    outcome.note_approximations()
     _refuse_all_zero(plan, outcome)
     return outcome
 

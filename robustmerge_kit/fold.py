@@ -119,6 +119,7 @@ def fold(
     outcome.seconds = time.perf_counter() - start
     outcome.peak_in_flight = budget.peak
     outcome.sites.sort(key=lambda report: report.site)
+    outcome.note_approximations()
     _refuse_untrained(plan, outcome)
     return outcome
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from .errors import InputError
 
+_HINT = "name the folder where the file really is, put a copy here, or allow: [links] in the recipe"
 _BLOB = re.compile(r".*/(models|datasets|spaces)--[^/]+/blobs/[0-9a-f]{40,64}", re.DOTALL)
 
 
@@ -32,7 +33,7 @@ def leads_out(path: Path, limits: Path) -> bool:
     return not Path(real).is_relative_to(limits) and _BLOB.fullmatch(real) is None
 
 
-def refuse_leading_out(folder: Path, names: Iterable[str | None], home: Path) -> None:
+def refuse_leading_out(folder: Path, names: Iterable[str | None], home: Path, hint: str = _HINT) -> None:
     """Refuse files that are links out of the folder `home` they were found in; without links nothing is resolved.
 
     Raises: InputError naming the link and where it leads.
@@ -46,5 +47,5 @@ def refuse_leading_out(folder: Path, names: Iterable[str | None], home: Path) ->
             raise InputError(
                 f"is a link that leads outside of its folder, to {os.path.realpath(path)}",
                 where=str(path),
-                hint="name the folder where the file really is, put a copy here, or allow: [links] in the recipe",
+                hint=hint,
             )

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from . import __version__, git
 from .disclosure import publishable
@@ -173,7 +173,7 @@ def _methods(recipe: Recipe) -> list[str]:
     return sorted({name for name in named if name is not None})
 
 
-def _well_formed(content: Any) -> bool:
+def _well_formed(content: Any) -> TypeGuard[Mapping[str, Any]]:
     """Whether a lock's references and commits stand where they belong; all else is only compared."""
     if not isinstance(content, dict) or not isinstance(content.get("recipe"), dict):
         return False

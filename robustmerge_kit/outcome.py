@@ -43,6 +43,16 @@ class Outcome:
     memory: AnonymousPeak = field(default_factory=AnonymousPeak)
     notes: list[str] = field(default_factory=list[str])
 
+    def note_approximations(self) -> None:
+        """A remark on the DoRA deltas that factors had to stand for, with the worst of them."""
+        shares = [(min(report.approximated.values()), report.site) for report in self.sites if report.approximated]
+        if shares:
+            worst, site = min(shares)
+            self.notes.append(
+                f"factors stand for DoRA deltas at {len(shares)} sites and keep at least {worst:.2%} of their energy (least at "
+                f"{site})"
+            )
+
     @property
     def rounding(self) -> float:
         """Relative error that rounding to the output dtype causes, over all sites."""

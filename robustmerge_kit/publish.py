@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .adapters import read_json
 from .disclosure import find_secret, without_home, without_secrets
 from .errors import InputError, OutputError, RmkitError, UsageError, raise_all
+from .links import refuse_leading_out
 from .recipe.front_matter import licence_in, licence_lines, licence_note, licences_of, parse_front_matter
 from .sources import FileDigest, digest
 
@@ -69,6 +70,7 @@ def pack(folder: Path) -> Parcel:
     Raises: InputError, all of them at once, for a folder without receipt or card, for files that are missing or were changed,
         and for access tokens in what would be published.
     """
+    refuse_leading_out(folder, (RECEIPT, CARD, "rmkit_recipe.yaml"), folder, "put the file itself in its place")
     receipt = _read_receipt(folder)
     listed = _listed(folder, receipt)
     files = digest(folder / name for name in listed if (folder / name).is_file())

@@ -6,8 +6,11 @@ Ray itself: a worker or node that dies is told to the batch, which knows how oft
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import time
+from pathlib import Path
 from typing import Any
 
 from ..errors import PluginError, UsageError
@@ -24,8 +27,10 @@ class RayEngine:
     peak = 0
     budget: int | None = None
 
-    def __init__(self, address: str | None, jobs: int | None, memory: int | None, device: str) -> None:
+    def __init__(self, address: str | None, jobs: int | None, memory: int | None, device: str, log: Path) -> None:
         """jobs: tasks at the same time, None: as many as there are cores, or GPUs. memory: bytes for all tasks of one node.
+
+        log: the file for what Ray has to say, which it would print among the results.
 
         Raises: PluginError when Ray is not installed, UsageError when there is no cluster or it lacks what is asked for.
         """
@@ -38,12 +43,21 @@ class RayEngine:
         if where == "local" or device not in ("auto", "cpu", "cuda"):
             what = "--address local: a batch joins a cluster and starts none" if where == "local" else f"--device {device}"
             raise UsageError(what, hint="start one with `ray start --head`; with Ray --device is auto, cpu or cuda")
+        self._talk = contextlib.ExitStack()
+        said = self._talk.enter_context(log.open("w", encoding="utf-8"))
+        self._talk.enter_context(contextlib.redirect_stdout(said))
+        self._talk.enter_context(contextlib.redirect_stderr(said))
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             self._ray.init(address=where, log_to_driver=False, logging_level="ERROR", configure_logging=True)
         except (ConnectionError, ValueError, RuntimeError) as error:
+            self._talk.close()
             line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
             hint = "start one with `ray start --head`, or name one with --address HOST:PORT"
             raise UsageError(f"no Ray cluster at {where}: {line}", where="--engine ray", hint=hint) from error
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)  # Ray puts its own in their place
         self._look()
         self._gpu = device == "cuda" or (device == "auto" and self._gpus > 0)
         if self._gpu and not self._gpus:
@@ -96,6 +110,7 @@ class RayEngine:
         """End what still runs, and leave the cluster."""
         self.stop()
         self._ray.shutdown()
+        self._talk.close()
 
     def _end(self, reference: Any) -> Happening:
         task = self._running.pop(reference)

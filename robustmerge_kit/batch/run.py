@@ -75,7 +75,8 @@ def run_batch(
         stack.callback(engine.close)
         course = Course(jobs, engine, settings, tell_all, broken)
         course.run()
-        summary = summarize(course.entries, time.monotonic() - start, engine.peak, engine.budget, state)
+        seconds = time.monotonic() - start
+        summary = summarize(course.entries, seconds, engine.peak, engine.budget, state, settings.only_check)
         tell_all("end", ok=summary["ok"], counts=summary["counts"], seconds=summary["seconds"])
     write_summary(summary, state / "summary.json")
     return summary

@@ -14,10 +14,14 @@ from .schedule import Entry
 STATES = ("done", "skipped", "failed", "stopped", "waiting")
 
 
-def summarize(entries: Sequence[Entry], seconds: float, peak: int, budget: int | None, state: Path) -> dict[str, Any]:
-    """The summary, as `--json` prints it."""
+def summarize(
+    entries: Sequence[Entry], seconds: float, peak: int, budget: int | None, state: Path, only_check: bool = False
+) -> dict[str, Any]:
+    """The summary, as `--json` prints it. `ok`: all outputs are there, or with `only_check` could be made."""
+    good = ("done", "skipped", "waiting") if only_check else ("done", "skipped")
     return {
-        "ok": all(entry.status in ("done", "skipped") for entry in entries),
+        "ok": all(entry.status in good for entry in entries),
+        "only_check": only_check,
         "counts": {state: sum(entry.status == state for entry in entries) for state in STATES},
         "seconds": round(seconds, 3),
         "memory": {"peak": peak or None, "budget": budget},
@@ -55,8 +59,9 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
         elif job["status"] == "stopped":
             found.append(f"stopped  {job['name']}")
         elif job["status"] == "waiting":
-            found.append(f"not run  {job['name']}")
-    words = {"done": "done", "skipped": "done before", "failed": "failed", "stopped": "stopped", "waiting": "not run"}
+            found.append(f"to do    {job['name']}: {job['output']}" if summary["only_check"] else f"not run  {job['name']}")
+    left = "to do" if summary["only_check"] else "not run"
+    words = {"done": "done", "skipped": "done before", "failed": "failed", "stopped": "stopped", "waiting": left}
     counts = [f"{count} {words[state]}" for state, count in summary["counts"].items() if count]
     total = f"{len(summary['jobs'])} recipes: {', '.join(counts)}; {summary['seconds']:.1f} s"
     if summary["memory"]["peak"]:

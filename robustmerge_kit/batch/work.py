@@ -14,11 +14,11 @@ from ..digests import share_digests
 from ..errors import InputError, OutputError, RmkitError, Several
 from ..merge import keep_inputs_apart, merge, output_path
 from ..output import check_free, clear_leftovers
-from ..plan import Plan, check_output_name, gather, make_plan
+from ..plan import Plan, check_output_name, gather, largest_job, make_plan
 from ..recipe import Recipe, load_recipe, parse_variant
 from ..resources import Resources
 from .claim import Claimed, claim, claim_file
-from .done import difference
+from .done import difference, input_files
 from .faults import is_transient
 from .tasks import Checked, Failure, Job, Merged, Result, Task
 
@@ -68,8 +68,8 @@ def _check(task: Task) -> Checked:
         sites=len(plan.steps),
         reads=plan.read_bytes,
         writes=plan.write_bytes,
-        needs=max(step.work_bytes for step in (*plan.steps, *plan.extras)),
-        inputs=tuple(sorted({path.parent.resolve() for adapter in plan.adapters for path in adapter.files})),
+        needs=largest_job(plan),
+        inputs=tuple(sorted({path.parent.resolve() for path in input_files(plan)})),
         notes=plan.notes,
     )
 
@@ -123,7 +123,7 @@ def _is_done(task: Task, plan: Plan, target: Path) -> bool:
     """
     if not target.is_dir() or not any(target.iterdir()):
         return False
-    differs = difference(plan.recipe, plan.adapters, target)
+    differs = difference(plan, target)
     if differs is not None and not task.overwrite:
         raise OutputError(
             f"exists already, and is not what this recipe makes: {differs}",
@@ -140,7 +140,7 @@ def _is_done(task: Task, plan: Plan, target: Path) -> bool:
 
 def _failed(error: Exception) -> Failure:
     if not isinstance(error, RmkitError):
-        traceback.print_exc()
+        _write(traceback.format_exc())
         what = f"{type(error).__name__}: {error}"
         problem = {"where": "bug", "what": what, "hint": "please report it, with this job's log"}
         return Failure((problem,), 70, transient=is_transient(error))
@@ -148,7 +148,7 @@ def _failed(error: Exception) -> Failure:
     transient = is_transient(error)
     _tell(f"failed{' for now' if transient else ''}")
     for part in parts:
-        print(f"error: {part}", file=sys.stderr)  # noqa: T201 - into the job's log
+        _write(f"error: {part}\n")
     problems = tuple({"where": part.where, "what": part.what, "hint": part.hint} for part in parts)
     return Failure(problems, error.exit_code, transient, isinstance(error, Claimed))
 
@@ -203,4 +203,9 @@ def _logged(path: Path | None) -> Generator[None]:
 
 
 def _tell(what: str) -> None:
-    os.write(2, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {what}\n".encode(errors="replace"))
+    _write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {what}\n")
+
+
+def _write(text: str) -> None:
+    """Into the log, whatever Python's own stderr has been replaced by."""
+    os.write(2, text.encode(errors="replace"))

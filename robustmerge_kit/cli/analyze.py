@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import Size, output_options
+from .options import Size, output_options, recipe_options
 
 if TYPE_CHECKING:
     from ..plan import Plan
 
 
 @click.command()
-@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("recipe")
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder for the report: JSON, HTML, pictures.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing report folder, once the new one is whole.")
 @click.option(
@@ -27,15 +27,17 @@ if TYPE_CHECKING:
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("-j", "--num-threads", "workers", type=click.IntRange(1), default=None, help="Sites analysed at the same time.")
 @click.option("--memory", type=Size(), default="512MB", show_default=True, help="Tensors in flight, at most.")
+@recipe_options
 @output_options
 def analyze(
-    recipe: Path,
+    recipe: str,
     out: Path | None,
     overwrite: bool,
     compare: tuple[str, ...],
     device: str,
     workers: int | None,
     memory: int,
+    settings: tuple[str, ...],
     quiet: bool,
     as_json: bool,
     debug: bool,
@@ -54,14 +56,14 @@ def analyze(
     All figures are explained in docs/analyze.md.
     """  # noqa: D301 - \b is click's mark for text that is not wrapped
     from ..output import check_free, staged
-    from ..recipe import load_recipe
+    from ..recipe import load_recipe, parse_settings
     from ..report.analysis import analyze as look
     from ..report.analysis import as_text, parse_candidates, write_report
     from ..resources import Resources, pick_device, tune_process
     from .progress import Progress
 
     candidates = parse_candidates(",".join(compare)) if compare else []
-    loaded = load_recipe(recipe)
+    loaded = load_recipe(recipe, parse_settings(settings))
     if out is not None:
         check_free(out, overwrite)
     tune_process()

@@ -109,12 +109,11 @@ def batch(
         )
     if as_json:
         click.echo(json.dumps(summary, indent=2))
-    elif not quiet or not summary["ok"]:
+    elif not (quiet and summary["ok"]):
         click.echo("\n".join(lines(summary)))
     if signals.first is not None:
         return TERMINATED if signals.name == "SIGTERM" else INTERRUPTED
-    counts = summary["counts"]
-    return 1 if counts["failed"] or (not only_check and not summary["ok"]) else 0
+    return 0 if summary["ok"] else 1
 
 
 def _local(jobs: int | None, memory: int | None, device: str, gpu_memory: int | None) -> StartEngine:
@@ -127,4 +126,4 @@ def _local(jobs: int | None, memory: int | None, device: str, gpu_memory: int | 
 def _ray(address: str | None, jobs: int | None, memory: int | None, device: str) -> StartEngine:
     from ..batch.ray_cluster import RayEngine
 
-    return lambda tasks, logs: RayEngine(address, jobs, memory, device)
+    return lambda tasks, logs: RayEngine(address, jobs, memory, device, logs / "ray.log")

@@ -39,6 +39,7 @@ class Renaming(click.ParamType):  # pyright: ignore[reportMissingTypeArgument]
 @click.option("--alpha", type=click.FloatRange(0, min_open=True), help="Alpha, where the file has none or a wrong one.")
 @click.option("--base", type=click.Path(path_type=Path), help="Base model, or its index: source of module names.")
 @click.option("--names", type=click.Path(path_type=Path), help="Text file of module names, one a line.")
+@click.option("--base-model", metavar="NAME", help="What the result calls its base, e.g. org/name.")
 @click.option("--component", metavar="NAME", help="Model that is adapted, as diffusers calls it: unet, text_encoder, ...")
 @click.option("--prefix", metavar="PREFIX", help="kohya's prefix of the modules, where it is not the component's usual one.")
 @click.option("--rename", type=Renaming(), multiple=True, metavar="OLD=NEW", help="Rewrite the beginning of module names.")
@@ -55,6 +56,7 @@ def convert(
     alpha: float | None,
     base: Path | None,
     names: Path | None,
+    base_model: str | None,
     component: str | None,
     prefix: str | None,
     rename: tuple[tuple[str, str], ...],
@@ -84,6 +86,7 @@ def convert(
         rename=dict(rename),
         base=base,
         names=names,
+        base_model=base_model,
         component=component,
         prefix=prefix,
         uniform=uniform,

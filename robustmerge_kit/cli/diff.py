@@ -25,10 +25,19 @@ def _number(ctx: click.Context, param: click.Parameter, value: float | None) -> 
 @click.argument("b")
 @click.option("--tolerance", type=click.FloatRange(min=0), callback=_number, help="Largest relative error that is accepted.")
 @click.option("--top", type=click.IntRange(0), default=20, show_default=True, help="Rows to show, those that differ most.")
+@click.option("--ranks", is_flag=True, help="Of models: count the directions that separate two matrices, up to 64.")
 @click.option("-j", "--num-threads", "workers", type=click.IntRange(1), default=None, help="Sites compared at the same time.")
 @output_options
 def diff(
-    a: str, b: str, tolerance: float | None, top: int, workers: int | None, as_json: bool, quiet: bool, debug: bool
+    a: str,
+    b: str,
+    tolerance: float | None,
+    top: int,
+    ranks: bool,
+    workers: int | None,
+    as_json: bool,
+    quiet: bool,
+    debug: bool,
 ) -> int:
     """Show how the adapters A and B, or the models A and B, differ.
 
@@ -39,7 +48,7 @@ def diff(
     error        relative error ||B - A|| / ||A||, Frobenius norms
     cosine       of the two updates or tensors as vectors
     |B|/|A|      ratio of their norms
-    rank         numerical rank of the update in A, in B, and of the difference
+    rank         numerical rank of the update in A, in B, and of the difference; of models with --ranks
 
     Exit code: with --tolerance 1 when the relative error of any site or tensor is larger, or one of them is missing on one
     side; else 0.
@@ -49,7 +58,7 @@ def diff(
 
     progress = Progress(quiet, "comparing")
     with progress:
-        found = difference.diff(a, b, Path.cwd(), workers=workers, planned=progress.start, observe=progress.step)
+        found = difference.diff(a, b, Path.cwd(), ranks=ranks, workers=workers, planned=progress.start, observe=progress.step)
     if as_json:
         click.echo(json.dumps(difference.as_json(found, tolerance), indent=2, allow_nan=False))
     else:

@@ -12,7 +12,7 @@ from ..recipe.front_matter import front_matter, licence_note, licences_of
 def write_card(receipt: Mapping[str, Any], title: str) -> str:
     """The card as Markdown, from the receipt: front matter, what became what, remarks."""
     inputs, output, done = receipt["inputs"], receipt["output"], receipt["conversion"]
-    base = next((item["base_model"] for item in inputs if item["base_model"]), None)
+    base = done["base_model"] or next((item["base_model"] for item in inputs if item["base_model"]), None)
     licences = licences_of(receipt)
     rows = [
         f"| {table_cell(item['name'])} | {table_cell(item['reference'])} | {table_cell(item['revision'] or '')} |"

@@ -159,6 +159,7 @@ def _describe(
             "from": adapters[0][1].layout,
             "to": to,
             "components": [part.component for part in parts if part.component],
+            "base_model": wish.base_model,
             "adapter_name": wish.adapter_name,
             "alpha": wish.alpha,
             "rename": dict(wish.rename),

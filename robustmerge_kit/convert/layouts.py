@@ -64,8 +64,8 @@ def _one_peft(part: Part, folder: str, wish: Wish, notes: list[str]) -> Draft:
     config = _peft_config(part, wish)
     entries = _uniform(part, target, config) if wish.uniform else _as_stored(part, target)
     entries += [stored(_extra_name(name, part), extra.ref) for name, extra in part.extras.items()]
-    if part.adapter.base is None and not folder:
-        notes.append("base_model_name_or_path is empty: load the result with PeftModel.from_pretrained(model, FOLDER)")
+    if config["base_model_name_or_path"] is None and not folder:
+        notes.append("nothing says what the base is called; --base-model does")
     documents: dict[str, Mapping[str, Any]] = {CONFIG: config}
     if part.adapter.layout == "llava" and (part.adapter.source.folder / MODEL_CONFIG).is_file():
         documents[MODEL_CONFIG] = read_json(part.adapter.source.folder / MODEL_CONFIG)
@@ -83,7 +83,7 @@ def draft_llava(parts: Sequence[Part], wish: Wish, notes: list[str]) -> list[Dra
     if odd:
         raise _no_place(part, "LLaVA's layout", odd)
     kept = {key: part.config[key] for key in ("fan_in_fan_out", "task_type") if key in part.config}
-    config = _SETTINGS | {"task_type": "CAUSAL_LM", **kept} | {"base_model_name_or_path": part.adapter.base}
+    config = _SETTINGS | {"task_type": "CAUSAL_LM", **kept} | {"base_model_name_or_path": wish.base_model or part.adapter.base}
     config["target_modules"] = _targets(part)
     _refuse_dora(part, "LLaVA's layout")
     entries = in_order(_uniform(part, target, config))
@@ -210,6 +210,7 @@ def _peft_config(part: Part, wish: Wish) -> dict[str, Any]:
         config = _SETTINGS | {"base_model_name_or_path": part.adapter.base}
         config["task_type"] = "CAUSAL_LM" if part.adapter.layout == "mlx" else None
     config.setdefault("peft_type", "LORA")
+    config["base_model_name_or_path"] = wish.base_model or config.get("base_model_name_or_path")
     if wish.alpha is not None:
         config["lora_alpha"] = whole(wish.alpha)
     if wish.rename or not describes(config, part.modules):

@@ -21,7 +21,7 @@ def alpha_of(scale: float, rank: int) -> float:
     """
     near = scale * rank
     around = (near, math.nextafter(near, math.inf), math.nextafter(near, -math.inf))
-    candidates = [float(round(near)), *(_as_float32(value) for value in around), *around]
+    candidates = [*(_as_float32(value) for value in around), *around]
     return next((value for value in candidates if value / rank == scale), near)
 
 

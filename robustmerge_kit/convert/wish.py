@@ -17,9 +17,9 @@ class Wish:
     """A conversion, as the command line states it.
 
     weights: file format, None: the layout's usual one. adapter_name, alpha, rename: as on a recipe's adapter entry.
-    base, names: where module names come from, and LLaVA's config.json. component, prefix: what the one model's modules are
-    called in diffusers' and kohya's layouts. uniform: one rank and one scale for all modules. drop_extras: leave out tensors
-    that the layout has no place for.
+    base, names: where module names come from, and LLaVA's config.json. base_model: what the result calls its base, None: what
+    the adapter says. component, prefix: what the one model's modules are called in diffusers' and kohya's layouts. uniform:
+    one rank and one scale for all modules. drop_extras: leave out tensors that the layout has no place for.
     """
 
     to: Layout = "peft"
@@ -29,6 +29,7 @@ class Wish:
     rename: Mapping[str, str] = field(default_factory=dict[str, str])
     base: Path | None = None
     names: Path | None = None
+    base_model: str | None = None
     component: str | None = None
     prefix: str | None = None
     uniform: bool = False

@@ -9,7 +9,7 @@ from typing import Any
 from ..disclosure import printable, without_home
 from ..plan import Plan
 from ..recipe.front_matter import front_matter, licence_note, licences_of
-from .summary import conflict, memory
+from .summary import conflict, counted, memory
 
 PICTURE = "rmkit.svg"
 """The file beside the card that it shows."""
@@ -22,10 +22,11 @@ def write_card(plan: Plan, receipt: Mapping[str, Any], title: str) -> str:
         f"| {table_cell(item['name'])} | {table_cell(item['reference'])} | {table_cell(item['revision'] or '')} |"
         for item in receipt["inputs"]
     ]
+    what = ("the base and " if receipt["output"]["kind"] == "model" else "") + counted(len(rows), "LoRA adapter")
     parts = [
         _front_matter(plan, method, receipt),
         f"# {plain(title)}",
-        f"A merge of {len(rows)} LoRA adapters by `{method}`, made with rmkit {receipt['rmkit']}.",
+        f"A merge of {what} by `{method}`, made with rmkit {receipt['rmkit']}.",
         "## Inputs\n\n| name | reference | revision |\n|---|---|---|\n" + "\n".join(rows),
         _result(receipt),
         _serving(receipt),
@@ -39,7 +40,8 @@ def write_card(plan: Plan, receipt: Mapping[str, Any], title: str) -> str:
 
 
 def _front_matter(plan: Plan, method: str, receipt: Mapping[str, Any]) -> str:
-    base = plan.recipe.base_model or next((adapter.base for adapter in plan.adapters if adapter.base), None)
+    named = (plan.recipe.base_model or "").removeprefix("hf://")
+    base = named or next((adapter.base for adapter in plan.adapters if adapter.base), None)
     folded = plan.recipe.output.kind == "model"
     relation = "adapter" if not folded else "merge" if len(plan.adapters) > 1 else "finetune"
     return front_matter(base, relation, ["merge", "lora", "rmkit", method.replace("/", "-")], licences_of(receipt))

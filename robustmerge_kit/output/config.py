@@ -104,7 +104,7 @@ def _targets(plan: Plan) -> list[str]:
 
 
 def _parameters(plan: Plan) -> dict[str, str]:
-    """Sites that PEFT adapts by the name of a parameter: fused experts, and weights of modules it does not know -> that name."""
+    """Sites that PEFT adapts by a parameter's name: fused experts, and weights of modules it does not know -> that name."""
     entries = {entry for adapter in plan.adapters for entry in _listed_parameters(adapter)}
     found: dict[str, str] = {}
     for step in plan.steps:

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..checkpoint import Checkpoint
 from ..conflict import Conflict
 from ..disclosure import publishable
 from ..memory import anonymous, peak_resident
 from ..outcome import Outcome
-from ..plan import Fold, Plan, serving
+from ..plan import Plan, serving
 from ..recipe import Recipe
 from ..recipe.front_matter import licence_beside
 from ..resources import Resources
@@ -66,7 +67,7 @@ def describe(
             }
             for index, adapter in enumerate(plan.adapters)
         ],
-        **({"base": _base(plan.fold, digests)} if plan.fold else {}),
+        **({"base": _base(plan.base, digests)} if plan.base else {}),
         "output": {
             "kind": plan.recipe.output.kind,
             "layout": plan.target.layout,
@@ -118,9 +119,9 @@ def _composition(recipe: Recipe) -> dict[str, Any]:
     return {"composed": recipe.origin.composed, "variables": dict(recipe.vars), "files": files}
 
 
-def _base(fold: Fold, digests: Mapping[Path, FileDigest]) -> dict[str, Any]:
-    """What was folded into; files of a base from the Hub are known by its commit."""
-    source = fold.base.source
+def _base(base: Checkpoint, digests: Mapping[Path, FileDigest]) -> dict[str, Any]:
+    """The base model the numbers depend on; files of a base from the Hub are known by its commit."""
+    source = base.source
     return {
         "reference": source.reference,
         "repository": source.repository,
@@ -128,7 +129,7 @@ def _base(fold: Fold, digests: Mapping[Path, FileDigest]) -> dict[str, Any]:
         "license": licence_beside(source.folder),
         "files": [
             {"name": file.name, **(asdict(digests[file.path]) if file.path in digests else {"size": file.path.stat().st_size})}
-            for file in fold.base.files
+            for file in base.files
         ],
     }
 

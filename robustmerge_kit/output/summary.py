@@ -15,9 +15,11 @@ def summary(content: Mapping[str, Any], folder: Path) -> Sequence[str]:
     """A few lines for a human, from a receipt."""
     totals, output = content["totals"], content["output"]
     rank = f"rank {output['rank']}" if output["rank"] else "ranks by site"
+    base = "the base and " if output["kind"] == "model" else ""
+    facts = [content["settings"]["merge_method"], "" if base else rank, output["dtype"], f"{content['timings']['total']:.2f} s"]
     lines = [
-        f"merged {len(content['inputs'])} adapters at {totals['sites']} sites into {folder}",
-        f"{content['settings']['merge_method']}, {rank}, {output['dtype']}, {content['timings']['total']:.2f} s",
+        f"merged {base}{counted(len(content['inputs']), 'adapter')} at {counted(totals['sites'], 'site')} into {folder}",
+        ", ".join(filter(None, facts)),
         f"energy kept {totals['retained_energy']:.4%}, rounding error {totals['rounding_error']:.2e}",
         *filter(None, (conflict(content), memory(content))),
     ]
@@ -31,6 +33,11 @@ def summary(content: Mapping[str, Any], folder: Path) -> Sequence[str]:
         lines.append(f"to serve it (not tried here): {served['command'].replace('FOLDER', shlex.quote(str(folder)))}")
     lines.extend(filter(None, [served["note"]]))
     return lines
+
+
+def counted(count: int, noun: str) -> str:
+    """The number with its noun."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def conflict(content: Mapping[str, Any]) -> str:

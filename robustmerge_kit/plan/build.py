@@ -76,6 +76,7 @@ def make_plan(recipe: Recipe, inputs: Inputs, layout: Layout = DEFAULT_LAYOUT) -
         dropped=dropped,
         notes=(*recipe.notes, *inputs.notes, *(fold.notes if fold else ()), *remarks),
         fold=fold,
+        base=inputs.base if fold or weights else None,
     )
     check_profile(plan)
     return plan

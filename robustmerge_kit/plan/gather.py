@@ -33,7 +33,7 @@ def gather(recipe: Recipe) -> Inputs:
     """
     names = labels(recipe.adapters)
     places = [f"adapters[{index}]" for index in range(len(recipe.adapters))]
-    sources = resolve_all([entry.adapter for entry in recipe.adapters], recipe.place, places)
+    sources = resolve_all([entry.adapter for entry in recipe.adapters], recipe.place, places, recipe.origin.commits)
     adapters: list[Adapter] = []
     errors: list[RmkitError] = []
     for index, (entry, source) in enumerate(zip(recipe.adapters, sources, strict=True)):
@@ -69,7 +69,8 @@ def _open_base(recipe: Recipe) -> Checkpoint | None:
         key = "output.kind: model" if recipe.output.kind == "model" else "dora: delta"
         raise PlanError(f"{key} needs the base", where="base_model", hint="add base_model: FOLDER or org/name")
     try:
-        return open_checkpoint(resolve_base(recipe.base_model, recipe.place))
+        commit = recipe.origin.commits.get(recipe.base_model)
+        return open_checkpoint(resolve_base(recipe.base_model, recipe.place, commit))
     except RmkitError as error:
         error.where = f"base_model: {error.where}".removesuffix(": ")
         raise

@@ -29,7 +29,7 @@ class Place:
     """A region of a base tensor that receives (part of) a site's delta.
 
     The region is `rows` x `cols` consecutive elements from `first` on. It receives rows `row` to `row + rows` of the delta, or
-    with `transposed` the whole delta's transpose. expert: which of a fused site's deltas, None where there is one.
+    of its transpose where it is `transposed`. expert: which of a fused site's deltas, None where there is one.
     """
 
     tensor: str
@@ -72,23 +72,38 @@ def _whole(name: str, shape: tuple[int, ...], factors: SiteFactors, conv1d: bool
 
 
 def _fused_experts(site: str, factors: SiteFactors, base: Checkpoint) -> tuple[Place, ...]:
-    """A fused parameter of the adapter: fused in the base too, or one tensor for every expert and part."""
-    flipped = factors.axes == "in_out"
-    shape = (factors.d_in, factors.d_out) if flipped else (factors.d_out, factors.d_in)
-    size = factors.d_out * factors.d_in
-    if site in base.tensors:
-        if base.tensors[site].spec.shape != (factors.experts, *shape):
-            return ()
-        return tuple(Place(site, *shape, first=e * size, transposed=flipped, expert=e) for e in range(factors.experts))
+    """A fused parameter of the adapter: fused in the base too, or one tensor for every expert and part.
+
+    The base's shapes tell which axis is the output; of equally wide axes the adapter does.
+    """
+    delta = (factors.d_out, factors.d_in)
+    turned = (factors.d_in, factors.d_out)
+    ways = [(delta, False), (turned, True)] if factors.axes == "out_in" else [(turned, True), (delta, False)]
+    for shape, transposed in ways[: 1 if delta == turned else 2]:
+        found = _fused(site, factors.experts, shape, transposed, base) or _apart(site, factors.experts, shape, transposed, base)
+        if found:
+            return found
+    return ()
+
+
+def _fused(site: str, experts: int, shape: tuple[int, int], transposed: bool, base: Checkpoint) -> tuple[Place, ...]:
+    if not _has(base, site, (experts, *shape)) and not (experts == 1 and _has(base, site, shape)):
+        return ()
+    size = shape[0] * shape[1]
+    return tuple(Place(site, *shape, first=e * size, transposed=transposed, expert=e) for e in range(experts))
+
+
+def _apart(site: str, experts: int, shape: tuple[int, int], transposed: bool, base: Checkpoint) -> tuple[Place, ...]:
+    rows, cols = shape
     stem, _, parameter = site.rpartition(".")
     for names in _EXPERT_PARTS.get(parameter, ()):
-        rows = factors.d_out // len(names)
+        height = rows // len(names)
         found = [
-            Place(f"{stem}.{e}.{leaf}.weight", rows, factors.d_in, row=i * rows, expert=e)
-            for e in range(factors.experts)
+            Place(f"{stem}.{e}.{leaf}.weight", height, cols, row=i * height, transposed=transposed, expert=e)
+            for e in range(experts)
             for i, leaf in enumerate(names)
         ]
-        if not flipped and all(_has(base, place.tensor, (place.rows, place.cols)) for place in found):
+        if all(_has(base, place.tensor, (height, cols)) for place in found):
             return tuple(found)
     return ()
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel
 
 from ..adapters import Adapter, Columns, SiteFactors, pack
+from ..checkpoint import Checkpoint
 from ..method import Method, Params
 from ..recipe import Recipe
 from ..shards import TensorRef, TensorSpec
@@ -224,7 +225,7 @@ class Plan:
 
     rank: the uniform rank of the output, None while it depends on the data or differs by site.
     dropped: tensors the recipe's own word leaves out, with the reason. notes: remarks for the user.
-    fold: where the result goes in its base, None for an adapter.
+    fold: where the result goes in its base, None for an adapter. base: what the numbers depend on besides the adapters.
     """
 
     recipe: Recipe
@@ -236,6 +237,7 @@ class Plan:
     dropped: tuple[str, ...]
     notes: tuple[str, ...]
     fold: Fold | None = None
+    base: Checkpoint | None = None
 
     @property
     def rank(self) -> int | None:

@@ -209,8 +209,11 @@ class _Expansion:
                 inner[step] = {"adapter": inner[step]}  # the short form of an input
             inner = inner[step]
 
-    def _output(self, data: Mapping[str, Any], name: str, combination: _Combination) -> FilePath | None:
-        """Where the result goes: the pattern filled in; without names in it, a folder for each combination inside."""
+    def _output(self, data: dict[str, Any], name: str, combination: _Combination) -> FilePath | None:
+        """Where the result goes: the pattern filled in; without names in it, a folder for each combination inside.
+
+        The variant's own `output.path` says so too, where the pattern stands there.
+        """
         if "recipe" in self.document.data and "output" in self.document.data:
             pattern, place, at = self.document.data["output"], self.path.parent, ("output",)
         else:
@@ -226,7 +229,10 @@ class _Expansion:
             self.problems.add(at, f"{{{unknown[0]}}} is not a name of this combination", hint=nearest(unknown[0], values))
             return None
         filled = _HOLE.sub(lambda hole: combination.slug(hole[1]), pattern)
-        return place / FilePath(filled if filled != pattern else f"{pattern}/{name}").expanduser()
+        filled = filled if filled != pattern else f"{pattern}/{name}"
+        if at != ("output",):
+            data["output"]["path"] = filled
+        return place / FilePath(filled).expanduser()
 
 
 def _takes(data: Any, step: str | int) -> bool:

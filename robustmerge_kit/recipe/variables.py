@@ -126,9 +126,10 @@ def _read(given: Any, default: Any) -> Any:
     if not isinstance(given, str) or isinstance(default, str):
         return given
     try:
-        return read_yaml(f"value: {given}\n", "").data.get("value")
+        data = read_yaml(f"value: {given}\n", "").data
     except RmkitError:
         return None
+    return data["value"] if list(data) == ["value"] else None
 
 
 def _fitted(value: Any, default: Any) -> Any:

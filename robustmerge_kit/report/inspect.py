@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..adapters import Adapter, Extra, SiteFactors
+from ..disclosure import printable
 from ..errors import RmkitError
 from ..flow import Flow
 from ..sources import Source, resolve
@@ -62,6 +63,7 @@ def inspect(
 
 def name_apart(references: Sequence[str]) -> list[str]:
     """A short, distinct name for every reference: its last part, the whole where that repeats, numbered where that does."""
+    references = [printable(one) for one in references]
     short = [one.rstrip("/").rpartition("/")[2] or one for one in references]
     counts = Counter(short)
     names: list[str] = []
@@ -90,7 +92,7 @@ def _found(reference: str, place: Path) -> Source | RmkitError:
 
 def _open(reference: str, label: str, source: Source | RmkitError) -> _Opened:
     if isinstance(source, RmkitError):
-        return _Opened(AdapterReport(reference, label, source))
+        return _Opened(AdapterReport(printable(reference), label, source))
     try:
         adapter, remarks = read_leniently(source, label)
     except RmkitError as error:

@@ -228,6 +228,8 @@ def _destroyed(site: Site) -> float | None:
 
 def _directions(report: Analysis) -> Figure | None:
     """Direction robustness: |cosine| of every adapter's directions to the merged ones, and the ratio of singular values."""
+    from matplotlib.ticker import LogLocator
+
     merges = report.totals.merges
     if not any(task for merge in merges for task in merge.tasks):
         return None
@@ -256,6 +258,7 @@ def _directions(report: Analysis) -> Figure | None:
             place.set_ylim(len(names) - 0.5, -0.5)
         cosine.set(title=_label(method.label, 40), xlim=(-0.02, 1.02))
         ratio.set(xscale="log", xlim=(least / 1.1, most * 1.1))
+        ratio.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         ratio.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         ratio.minorticks_off()
         if index + 1 < len(merges):

@@ -107,7 +107,7 @@ def start(arguments: Sequence[str], cwd: Path, **more: str) -> "subprocess.Popen
     )
 
 
-def finish(process: "subprocess.Popen[str]", seconds: float = 120) -> tuple[int, str, str]:
+def finish(process: "subprocess.Popen[str]", seconds: float = 300) -> tuple[int, str, str]:
     """Exit code, stdout, stderr."""
     try:
         out, err = process.communicate(timeout=seconds)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from robustmerge_kit.batch.schedule import Course, Settings
+from robustmerge_kit.batch.summary import lines, summarize
 from robustmerge_kit.batch.tasks import Checked, Failure, Finished, Happening, Job, Lost, Merged, Progress, Task
 
 GIB = 1 << 30
@@ -230,3 +231,19 @@ def test_progress_is_told():
     told: list[tuple[str, dict[str, Any]]] = []
     course(Talking({}), "a", told)
     assert ("progress", {"job": "a", "sites": 2}) in told
+
+
+def test_the_summary_for_a_human():
+    engine = Puppets({("check", "b"): [failure()], ("check", "c"): [checked("c", done=True)]})
+    made = course(engine, "a b c")
+    text = lines(summarize(made.entries, 1.5, 2_000_000, 3_000_000, Path("state")))
+    assert text[0].startswith("failed   b")
+    assert text[1:] == [
+        "         here: wrong",
+        "3 recipes: 1 done, 1 done before, 1 failed; 1.5 s, peak memory 2 MB of 3 MB",
+    ]
+    only = course(Puppets({}), "a", only_check=True)
+    summary = summarize(only.entries, 0.1, 0, None, Path("state"), only_check=True)
+    assert summary["ok"]
+    assert lines(summary) == ["to do    a: /out/a", "1 recipes: 1 to do; 0.1 s"]
+    assert not summarize(only.entries, 0.1, 0, None, Path("state"))["ok"], "what was not run is not there"

@@ -1,6 +1,7 @@
 """One file that stands for many recipes."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,7 @@ OUTPUTS = {
 def test_where_results_go(pattern: str, tmp_path: Path) -> None:
     (found,) = variants(tmp_path, matrix={"merge_method": ["ties"], "density": [0.1]}, output={"path": pattern})
     assert found.output == tmp_path / OUTPUTS[pattern]
+    assert parse_variant(found).output.path == OUTPUTS[pattern], "it says so itself"
 
 
 NAMES = {
@@ -174,3 +176,17 @@ def test_mistakes_in_a_variant_are_told_where_they_stand(tmp_path: Path, monkeyp
     assert all("base.yaml:4:5: unknown key 'adaptr'" in text for text in said)
     assert ["grid.yaml:4:18: parameters.density must be at most 1, got 7" in text for text in said[:2]] == [False, True]
     assert all("grid.yaml:3:24: no merge method is called 'tees'" in text for text in said[2:])
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "batch.md"
+SHOWN = [text for text in re.findall(r"^```text\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE) if "matrix:" in text]
+
+
+@pytest.mark.parametrize("number", range(len(SHOWN)))
+def test_what_the_documentation_shows_works(number: int, tmp_path: Path) -> None:
+    (tmp_path / "ties.yaml").write_text(json.dumps(BASE))
+    found = expand(SHOWN[number], tmp_path / "grid.yaml")
+    assert found is not None
+    assert len({each.output for each in found}) == len(found) == (6, 3)[number]
+    for each in found:
+        parse_variant(each)

@@ -142,3 +142,12 @@ def test_the_adapter_merge_benchmark_runs_on_a_small_case(tmp_path: Path) -> Non
     assert "| `rmkit validate`, 21 recipes |" in text
     assert str(tmp_path) not in text
     assert sorted(path.name for path in tmp_path.iterdir()) == ["RESULTS.md"]
+
+
+def test_the_analysis_benchmark_runs_on_a_small_case(tmp_path: Path) -> None:
+    results = tmp_path / "RESULTS.md"
+    arguments = ["--small", "--rounds", "1", "--scratch", str(tmp_path), "--results", str(results)]
+    command = [sys.executable, "analyze.py", *arguments]
+    done = subprocess.run(command, cwd=BENCHMARKS, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "| robustmerge |" in results.read_text()

@@ -188,11 +188,13 @@ def test_weights_overrides_and_adapters_own_settings_survive_a_comparison(call: 
     entries = [entry(adapters[0], 0.5), {"adapter": str(adapters[1]), "parameters": {"density": 0.5}}]
     override = {"match": "*.0.q_proj", "merge_method": "linear", "parameters": {"weight": 3.0}}
     recipe = write_recipe(tmp_path, entries, "ties", parameters={"density": 0.3}, overrides=[override])
-    answer = call(recipe, "--json", "--quiet", "--compare", "task_arithmetic")
+    answer = call(recipe, "--json", "--quiet", "--compare", "task_arithmetic,ties")
     assert answer.code == 0, answer.err
     found = Analysis.model_validate_json(answer.out)
     assert found.methods[0].mixed
     assert not found.methods[1].mixed
+    assert [method.label for method in found.methods] == ["ties (recipe)", "task_arithmetic", "ties"]
+    assert found.methods[2].parameters["density"] == 1.0
     assert [facts.weights for facts in found.adapters] == [(0.5, 3.0), (1.0, 3.0)]
     (first,) = (site for site in found.sites if site.site == "model.layers.0.q_proj")
     # A plain sum holds each update once, plus what the other one has in common with it.

@@ -21,6 +21,10 @@ from robustmerge_kit.recipe.schema import SPACE_OPTIONS, Recipe
 
 FOREIGN_FLAGS = {
     "--model-base": "a flag of LLaVA's scripts",
+    **dict.fromkeys(("--enable-lora", "--max-lora-rank", "--lora-modules"), "flags of `vllm serve`"),
+    **dict.fromkeys(("--model-path", "--lora-paths"), "flags of SGLang's server"),
+    **dict.fromkeys(("--model-id", "--lora-adapters"), "flags of TGI's launcher"),
+    **dict.fromkeys(("--outtype", "--outfile", "--lora"), "flags of llama.cpp's programs"),
     "--head": "a flag of `ray start`",
     "--array": "a flag of Slurm's sbatch",
     "--rm": "a flag of docker",

@@ -1,6 +1,6 @@
 """Feed mutated inputs to the readers of strangers' files; anything they raise but RmkitError is a finding.
 
-    python tests/fuzz/fuzz.py [TARGET...] [--runs N] [--seed S] [--engine auto|atheris|plain]
+    python tests/fuzz/fuzz.py [TARGET...] [--runs N] [--seed S] [--engine plain|atheris]
 
 One line per target: executions, share that passed the outer syntax, line coverage of the reader, findings. An input that
 changes what the reader says joins the pool that further inputs are made from. Findings are written to --found.
@@ -9,15 +9,18 @@ changes what the reader says joins the pool that further inputs are made from. F
 from __future__ import annotations
 
 import argparse
+import atexit
 import hashlib
 import re
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from types import FunctionType
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent.parent)]
@@ -167,13 +170,15 @@ def run_plain(state: Session, runs: int, tell: int = 0) -> None:
 
 
 def run_atheris(state: Session, runs: int) -> None:
-    """The same mutations with libFuzzer choosing what to mutate, by coverage of the instrumented readers."""
+    """The same mutations with libFuzzer choosing what to mutate, by coverage of the instrumented readers; never returns."""
     import atheris
 
     for module in state.target.modules:
         for name, value in list(vars(module).items()):
-            if getattr(value, "__module__", None) == module.__name__ and callable(value) and not isinstance(value, type):
+            if isinstance(value, FunctionType) and value.__module__ == module.__name__:
                 setattr(module, name, atheris.instrument_func(value))
+    start = time.process_time()
+    atexit.register(lambda: print(state.line(time.process_time() - start, "atheris"), flush=True))
 
     def mutate(data: bytes, limit: int, seed: int) -> bytes:
         draw = Random(seed)
@@ -185,13 +190,10 @@ def run_atheris(state: Session, runs: int) -> None:
     def one(data: bytes) -> None:
         state.execute(data, trace=state.executions % state.traced == 0)
 
-    corpus = str(SEEDS / state.target.name)
-    atheris.Setup(
-        [sys.argv[0], f"-atheris_runs={runs}", "-max_len=4096", "-verbosity=0", "-print_final_stats=0", "-timeout=60", corpus],
-        one,
-        custom_mutator=mutate,
-    )
-    atheris.Fuzz()
+    with tempfile.TemporaryDirectory() as corpus:  # libFuzzer adds what it finds to the first folder it is given
+        options = ["-verbosity=0", "-print_final_stats=0", "-max_len=4096", "-timeout=60", f"-atheris_runs={runs}"]
+        atheris.Setup([sys.argv[0], *options, corpus, str(SEEDS / state.target.name)], one, custom_mutator=mutate)
+        atheris.Fuzz()
 
 
 def main() -> None:
@@ -199,14 +201,18 @@ def main() -> None:
     parser.add_argument("targets", nargs="*", choices=[*TARGETS, []], help="default: all")
     parser.add_argument("--runs", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--engine", choices=["auto", "atheris", "plain"], default="plain")
+    parser.add_argument("--engine", choices=["plain", "atheris"], default="plain", help="atheris takes one target")
     parser.add_argument("--found", type=Path, default=HERE / "found")
     parser.add_argument("--missing", action="store_true", help="list the lines that never ran")
     chosen = parser.parse_args()
+    if chosen.engine == "atheris" and len(chosen.targets) != 1:
+        parser.error("--engine atheris takes one target")
     failed = False
     for name in chosen.targets or TARGETS:
         with session(name, chosen.seed, chosen.found) as state:
             start = time.process_time()
+            if chosen.engine == "atheris":
+                run_atheris(state, chosen.runs)
             run_plain(state, chosen.runs, tell=50_000)
             print(state.line(time.process_time() - start, "plain"), flush=True)
             if chosen.missing:

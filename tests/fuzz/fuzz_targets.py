@@ -82,6 +82,7 @@ def probing() -> Iterator[Probe]:
     with tempfile.TemporaryDirectory(dir=memory) as folder, ExitStack() as stack:
         probe = Probe(Path(folder))
         for name, text in _NEIGHBOURS.items():
+            (probe.folder / name).parent.mkdir(exist_ok=True)
             (probe.folder / name).write_text(text)
         stack.callback(lambda: [os.close(file) for file in probe.files.values()])
         for module, name in ((extends, "read_yaml"), (stored, "_parse_header")):
@@ -93,9 +94,11 @@ def probing() -> Iterator[Probe]:
 
 _NEIGHBOURS = {
     "parent.yaml": "merge_method: ties\nadapters: [a, b]\nparameters: {density: 0.5}\nvars: {x: 1, y: [1, 2]}\n",
+    "full/config.json": "{}",
+    "lora/adapter_config.json": "{}",
     "child.yaml": "extends: parent.yaml\noutput: {rank: 8}\n",
 }
-"""Recipes that others may extend."""
+"""Recipes that others may extend, a model and an adapter."""
 
 
 def _no_network(*arguments: Any, **named: Any) -> Any:
@@ -112,7 +115,7 @@ def _told(function: Callable[..., Any], probe: Probe) -> Callable[..., Any]:
 
 
 def _read_recipe(data: bytes, probe: Probe) -> None:
-    settings = {"x": ("2", "[1]", "a b")[len(data) % 3]} if len(data) % 4 == 0 else {}
+    settings = {"x": ("2", "[1]", "a b", "0.5")[len(data) % 4]} if b"vars" in data and len(data) % 3 else {}
     load_recipe(probe.store("recipe.yaml", data), settings)
 
 
@@ -209,6 +212,7 @@ TARGETS = {
             mutations.mutate_yaml,
             _RECIPE_WORDS,
             (yaml_text, load, extends, variables, problems, parameters, mergekit, mergekit_slices, references),
+            ("parse_settings", "parse_recipe"),
         ),
         Target(
             "safetensors-header",

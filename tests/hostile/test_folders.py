@@ -14,6 +14,7 @@ from robustmerge_kit.adapters import read_adapter
 from robustmerge_kit.checkpoint import open_checkpoint
 from robustmerge_kit.errors import InputError, RmkitError
 from robustmerge_kit.links import as_path
+from robustmerge_kit.publish import pack
 from robustmerge_kit.sources import Source, resolve
 
 SECRET = "the-victims-secret"
@@ -125,10 +126,13 @@ def test_devices_pipes_and_circles_are_no_files(tmp_path: Path) -> None:
         read(folder)
 
 
-@pytest.mark.parametrize(
-    "reference",
-    ["~no-such-user-here/x", "a" * 100_000, "a:" * 50_000, "a/" * 50_000, "org/name@../../x", "org/name@/etc/hostname", "org/name:/etc"],
-)  # fmt: skip
+NOWHERE = [
+    *("~no-such-user-here/x", "a" * 100_000, "a:" * 50_000, "a/" * 50_000),
+    *("org/name@../../x", "org/name@/etc/hostname", "org/name:/etc"),
+]
+
+
+@pytest.mark.parametrize("reference", NOWHERE)
 def test_references_that_lead_nowhere(reference: str, tmp_path: Path) -> None:
     before = time.process_time()
     with pytest.raises(InputError):
@@ -137,7 +141,18 @@ def test_references_that_lead_nowhere(reference: str, tmp_path: Path) -> None:
     assert as_path("~no-such-user-here/x") == Path("~no-such-user-here/x")
 
 
-SHARDS = ["../x.safetensors", "/etc/hostname", "a/../../x.safetensors", "..", "", "a\\..\\x", "x\0y", "sub/x.safetensors", 7, None]
+SHARDS = [
+    "../x.safetensors",
+    "/etc/hostname",
+    "a/../../x.safetensors",
+    "..",
+    "",
+    "a\\..\\x",
+    "x\0y",
+    "sub/x.safetensors",
+    7,
+    None,
+]
 
 
 @pytest.mark.parametrize("shard", SHARDS)
@@ -149,3 +164,12 @@ def test_an_index_names_only_files_beside_it(shard: object, tmp_path: Path, vict
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": shard}}))
     with pytest.raises(InputError):
         open_checkpoint(Source("base", folder))
+
+
+@pytest.mark.parametrize("name", ["README.md", "rmkit.json", "rmkit_recipe.yaml"])
+def test_a_push_takes_no_file_from_elsewhere(name: str, tmp_path: Path, victim: Path) -> None:
+    out = tmp_path / "out"
+    run(write_recipe(tmp_path, [write_adapter(tmp_path / f"a{i}", i) for i in range(2)]), out)
+    relink(out / name, victim / "token")
+    with pytest.raises(InputError, match="leads outside of its folder"):
+        pack(out)

@@ -56,7 +56,7 @@ def test_names_import_nothing(name: str, place: str) -> None:
 LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40))
 LARGE = {
     "a billion laughs": LAUGHS,
-    "laughs in keys": "".join(f"? &b{i} {'[*b%d, *b%d]' % (i - 1, i - 1) if i else '[x]'}\n: 1\n" for i in range(40)),
+    "laughs in keys": "? &b0 [x]\n: 1\n" + "".join(f"? &b{i} [*b{i - 1}, *b{i - 1}]\n: 1\n" for i in range(1, 40)),
     "900 kB of comments": "#\n" * 450_000 + HEAD,
     "900 kB of blank lines": "\n" * 900_000 + HEAD,
     "a line of 900 kB": f"{HEAD}name: {'b ' * 450_000}\n",
@@ -83,10 +83,12 @@ LARGE = {
 @pytest.mark.parametrize("text", LARGE.values(), ids=LARGE.keys())
 def test_large_recipes_are_refused_or_read_in_bounded_time(text: str) -> None:
     before = time.process_time()
+    said = ""
     try:
         parse_recipe(text)
     except RmkitError as error:
-        assert len(str(error)) < 400_000
+        said = str(error)
+    assert len(said) < 400_000
     assert time.process_time() - before < CPU_SECONDS
 
 
@@ -112,7 +114,7 @@ SECRETS = [
 
 @pytest.mark.parametrize("line", SECRETS)
 def test_recipes_hold_no_secrets(line: str) -> None:
-    with pytest.raises(RmkitError, match="recipe:2:[0-9]+: an access token or password stands in the recipe") as caught:
+    with pytest.raises(RmkitError, match=r"recipe:2:[0-9]+: an access token or password stands in the recipe") as caught:
         parse_recipe(f"merge_method: ties\n{line}\n")
     assert "abcdef" not in str(caught.value)
     assert "word@" not in str(caught.value)
@@ -128,7 +130,12 @@ CONTROLS = ['"\\e[31m"', '"\\u202e"', '"\\ud800"', '"\\0"', '"\\x7f"', '"\\u0085
 
 @pytest.mark.parametrize("value", CONTROLS)
 def test_control_characters_are_refused(value: str) -> None:
-    for text in (f"{HEAD}name: {value}\n", f"{HEAD}{value}: 1\n", f"{HEAD}meta: {{a: [{value}]}}\n", f"{HEAD}overrides: [{value}]\n"):
+    for text in (
+        f"{HEAD}name: {value}\n",
+        f"{HEAD}{value}: 1\n",
+        f"{HEAD}meta: {{a: [{value}]}}\n",
+        f"{HEAD}overrides: [{value}]\n",
+    ):
         with pytest.raises(RmkitError) as caught:
             parse_recipe(text)
         assert str(caught.value).isprintable() or "\n" in str(caught.value)

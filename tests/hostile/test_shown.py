@@ -1,4 +1,4 @@
-"""What reaches a terminal, a log, a receipt or a card: no control characters, no secrets, no home folder, no Markdown of strangers."""
+"""What reaches a terminal, a log, a receipt or a card: no control characters, secrets, home folder, nor strangers' Markdown."""
 
 import json
 import os
@@ -138,10 +138,10 @@ def test_names_of_files_and_keys_do_not_reach_the_terminal(
 
 def test_a_file_name_that_is_no_text(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     folder = write_adapter(tmp_path / "a")
-    os.rename(os.fsencode(folder / "adapter_model.safetensors"), os.fsencode(folder) + b"/\xff.safetensors")
+    (folder / "adapter_model.safetensors").rename(os.fsdecode(os.fsencode(folder) + b"/\xff.safetensors"))
     recipe = write_recipe(tmp_path, [folder])
     assert run(["run", str(recipe), str(tmp_path / "out")]) == 3
-    assert r"'\\udcff.safetensors' holds control characters" in "".join(capfd.readouterr())
+    assert r"'\udcff.safetensors' holds control characters" in "".join(capfd.readouterr())
 
 
 @pytest.mark.parametrize("site", ["a.b", "a(b+)+$", "x|y", "[a-z]*", "^q", "a{1,9}", "back\\slash"])

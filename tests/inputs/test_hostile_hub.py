@@ -13,7 +13,7 @@ NAMES = ["../../evil/adapter_config.json", "/etc/adapter_config.json", "a//adapt
 def test_names_that_lead_outside_are_no_files(tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "adapter")
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
-    hostile = {name: files["adapter_config.json"] for name in (*NAMES, "\x1b[31m.safetensors")}
+    hostile = dict.fromkeys((*NAMES, "\x1b[31m.safetensors"), files["adapter_config.json"])
     hostile |= {name.replace("_config.json", "_model.safetensors"): b"x" for name in NAMES}
     with serving(Hub({"org/evil": hostile, "org/mixed": hostile | files})) as hub:
         refused, taken = resolve_in_child(hub.url, tmp_path / "home", ["org/evil", "org/mixed"])

@@ -57,6 +57,18 @@ def test_spellings(tmp_path: Path, key: str, note: str | None, file: str) -> Non
     assert {path.name for path in adapter.files} == {"adapter_config.json", file}
 
 
+@pytest.mark.parametrize("leaf", ["", ".weight", ".default", ".default.weight", ".my-task.weight"])
+@pytest.mark.parametrize("flag", [True, False])
+def test_spellings_of_magnitudes(tmp_path: Path, leaf: str, flag: bool) -> None:
+    m = "base_model.model.m.q"
+    folder(tmp_path, {**pair("m.q"), f"{m}.lora_magnitude_vector{leaf}": torch.arange(4.0)}, use_dora=flag)
+    adapter = read(tmp_path)
+    magnitude = adapter.sites["m.q"].read_magnitude()
+    assert magnitude is not None
+    assert magnitude.tolist() == [0, 1, 2, 3]
+    assert flag or "1 modules have a magnitude although use_dora is not set; they are read as DoRA" in adapter.notes
+
+
 def test_names_that_only_look_like_wrappers_stay(tmp_path: Path) -> None:
     folder(tmp_path, {**pair("module.q"), **pair("a.module.student.q"), **pair("m.base_layer")})
     assert sorted(read(tmp_path).sites) == ["a.module.student.q", "m.base_layer", "module.q"]
@@ -283,6 +295,10 @@ TENSORS: dict[str, tuple[dict[str, torch.Tensor], str]] = {
     "quantisation state": ({**pair("q"), f"{Q}.lora_A.weight.quant_state.bitsandbytes__nf4": A}, "quantised factors"),
     "dora of another width": ({**pair("q"), f"{Q}.lora_magnitude_vector": torch.ones(5)}, "but the module has 4 outputs"),
     "dora of no module": ({**pair("q"), "v.lora_magnitude_vector": torch.ones(4)}, "a magnitude of a module without plain"),
+    "tokens without a list": (
+        {**pair("q"), "base_model.model.e.token_adapter.trainable_tokens_delta": torch.ones(2, 4)},
+        "trainable_token_indices does not say which tokens",
+    ),
     "dora twice": (
         {**pair("q"), f"{Q}.lora_magnitude_vector": torch.ones(4), f"{Q}.lora_magnitude_vector.weight": torch.ones(4)},
         "are the same magnitude",

@@ -1,5 +1,6 @@
 """Adapters written by PEFT itself, compared in float64 with the delta PEFT computes for them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,54 @@ def test_other_tensors_become_extras_with_their_values(
         )
         stored = next(state[spelling] for spelling in spellings if spelling in state)
         assert extra.ref.read().equal(stored)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_bias_of_b_carries_its_scale(tmp_path: Path) -> None:
+    settings = {"use_rslora": True, "alpha_pattern": {"conv1": 10}, "rank_pattern": {"q_proj": 1}}
+    model = wrapped(lora_bias=True, target_modules=["q_proj", "conv1", "c_attn"], **settings)
+    adapter = saved(model, tmp_path)
+    scales = {path: module.scaling["default"] for path, module in model.named_modules() if hasattr(module, "scaling")}
+    found = {name.removesuffix(".lora_B.bias"): extra.scale for name, extra in adapter.extras.items()}
+    assert found == {path.removeprefix("base_model.model."): scale for path, scale in scales.items()}
+    assert len(set(found.values())) == 3
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("tokens", [{"embed": [3, 1, 8]}, {"other": [0], "embed": [3, 1, 8]}])
+def test_token_rows_know_their_tokens(tmp_path: Path, tokens: dict[str, list[int]]) -> None:
+    """In the order of the configuration's list: PEFT's own model holds the same rows there."""
+    model = wrapped(trainable_token_indices={"embed": [3, 1, 8]}, target_modules=["q_proj"])
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if "trainable_tokens_delta" in name:
+                value.normal_()
+    saved(model, tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "trainable_token_indices": tokens}))
+    (extra,) = read_adapter(resolve(str(tmp_path), tmp_path), label="it").extras.values()
+    assert extra.indices == (3, 1, 8)
+    merged = model.merge_and_unload().embed.weight
+    assert merged[list(extra.indices)].equal(extra.ref.read())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_magnitudes(tmp_path: Path) -> None:
+    model = wrapped(use_dora=True, bias="lora_only")
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if "magnitude" in name:
+                value.mul_(torch.rand(value.shape))
+    adapter = saved(model, tmp_path)
+    state = model.state_dict()
+    assert set(adapter.sites) == {*EVERY, "inner.q_proj", "inner.v_proj"} - {"v_proj"}
+    for name, site in adapter.sites.items():
+        magnitude = site.read_magnitude()
+        assert magnitude is not None
+        assert magnitude.shape == (site.d_out,)
+        assert magnitude.equal(state[f"base_model.model.{name}.lora_magnitude_vector.default.weight"].flatten())
+        assert site.refs == (site.a, site.b, site.magnitude)
+    assert adapter.extras["conv1.bias"].ref.read().equal(state["base_model.model.conv1.base_layer.bias"])
 
 
 @pytest.mark.filterwarnings("ignore")

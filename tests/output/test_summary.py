@@ -32,6 +32,14 @@ def test_the_summary_and_the_card_hold_the_same_figures(tmp_path: Path) -> None:
     assert "warning: the rank limit loses" in lines
 
 
+def test_a_model_has_no_rank(tmp_path: Path) -> None:
+    receipt = run(write_recipe(tmp_path, write_adapters(tmp_path, 1)), tmp_path / "out")
+    output = {**receipt.content["output"], "kind": "model"}
+    first, second, *_ = summary({**receipt.content, "output": output}, Path("x"))
+    assert first == "merged the base and 1 adapter at 4 sites into x"
+    assert second.startswith("linear, float32, ")
+
+
 def test_the_card_shows_the_picture_beside_it(tmp_path: Path) -> None:
     receipt = run(write_recipe(tmp_path, write_adapters(tmp_path, 2)), tmp_path / "out")
     assert "](rmkit.svg)" in (tmp_path / "out" / "README.md").read_text()

@@ -133,8 +133,7 @@ BAD_COMPOSED = [
 @pytest.fixture
 def parents(tmp_path: Path) -> Path:
     (tmp_path / "base.yaml").write_text(
-        "merge_method: linear\nadapters: [a, b]\nparameters: {gain: 0.5, weight: 1}\n"
-        "vars: {w: 0.5, one: c, r: 16}\n"
+        "merge_method: linear\nadapters: [a, b]\nparameters: {gain: 0.5, weight: 1}\nvars: {w: 0.5, one: c, r: 16}\n"
     )
     (tmp_path / "mergekit.yaml").write_text(
         "merge_method: linear\nbase_model: b\nvars: {w: 1, base: b}\nmodels: [{model: b+x, parameters: {weight: 1}}]\n"
@@ -143,9 +142,7 @@ def parents(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("text", COMPOSED)
-def test_composed_recipes_load_and_fit_the_schema(
-    text: str, parents: Path, validator: jsonschema.Draft202012Validator
-) -> None:
+def test_composed_recipes_load_and_fit_the_schema(text: str, parents: Path, validator: jsonschema.Draft202012Validator) -> None:
     recipe = parse_recipe(text, parents)
     assert [error.message for error in validator.iter_errors(read_yaml(text, "r").data)] == []
     again = parse_recipe(recipe.text, parents)

@@ -35,10 +35,7 @@ def test_the_usual_form() -> None:
     found = effective_settings(recipe, "m.layers.0.q_proj", 2)
     assert found.weights == (0.5, 2.0)
     assert found.parameters == {"density": (0.3, 1.0), "gain": 0.7, "normalize": True, "trim": "topk"}
-    assert set(recipe.notes) == {
-        "out_dtype bfloat16 wins over dtype float32",
-        "the result is an adapter; mergekit would write a whole model",
-    }
+    assert set(recipe.notes) == {"out_dtype bfloat16 wins over dtype float32"}
 
 
 DEFAULTS = [

@@ -8,6 +8,7 @@ import pytest
 from robustmerge_kit.errors import RmkitError, UsageError
 from robustmerge_kit.recipe import Recipe, parse_recipe, parse_settings
 from robustmerge_kit.recipe.write import as_yaml
+from robustmerge_kit.recipe.yaml_text import read_yaml
 
 HEAD = "merge_method: ties\nadapters: [a, b]\n"
 VARS = "vars: {number: 0.5, whole: 3, word: x, flag: true, list: [0.1, 0.2], names: [a, b], none: []}\n"
@@ -86,9 +87,7 @@ WRONG: dict[tuple[str, ...], list[str]] = {
         "r.yaml:4:7: no variable is called 'wrd'\nhint: did you mean word?",
         "r.yaml:5:7: no variable is called 'seed'\nhint: known here: number, whole, word, flag, list, names, none",
     ],
-    ("name: a-<list>\n",): [
-        "r.yaml:4:7: <list> is a list and cannot stand inside text\nhint: use it as a whole value"
-    ],
+    ("name: a-<list>\n",): ["r.yaml:4:7: <list> is a list and cannot stand inside text\nhint: use it as a whole value"],
     ("seed: <number>\n",): ["r.yaml:4:7: seed must be a whole number, got 0.5"],
     ("parameters: {density: <whole>}\n",): ["r.yaml:4:23: parameters.density must be at most 1, got 3"],
     ("parameters: {density: [0.1, <word>]}\n",): ["r.yaml:4:29: parameters.density[1] must be a number, got 'x'"],
@@ -130,7 +129,7 @@ DECLARED: dict[str, str] = {
     "vars: [a]\n": "recipe:3:7: vars must be a mapping (name: default), got ['a']",
     "vars: {a-b: 1}\n": "recipe:3:8: 'a-b' cannot be the name of a variable",
     "vars: {1a: 1}\n": "recipe:3:8: '1a' cannot be the name of a variable",
-    "vars: {a: }\n": "recipe:3:8: vars.a has no value",
+    "vars: {a: }\n": "recipe:3:10: vars.a has no value",
     "vars: {a: {b: 1}}\n": "recipe:3:11: vars.a must be a number, true or false, text or a list of these",
     "vars: {a: [[1]]}\n": "recipe:3:11: vars.a must be a number, true or false, text or a list of these",
     "vars: {a: [{b: 1}]}\n": "recipe:3:11: vars.a must be a number, true or false, text or a list of these",
@@ -192,7 +191,14 @@ def test_aliases_are_replaced_each_for_itself() -> None:
 
 
 def test_data_written_out_reads_back() -> None:
-    odd = {"a": "no", "b": "1e-5", "c": ["x: y", "#", ""], "d": 1e-05, "e": True, "f": "a\nb", "g": {"h": [[1, 2.5]]}, "i": "<<"}
-    from robustmerge_kit.recipe.yaml_text import read_yaml
-
+    odd = {
+        "a": "no",
+        "b": "1e-5",
+        "c": ["x: y", "#", ""],
+        "d": 1e-05,
+        "e": True,
+        "f": "a\nb",
+        "g": {"h": [[1, 2.5]]},
+        "i": "<<",
+    }
     assert read_yaml(as_yaml(odd, "# head\n"), "").data == odd

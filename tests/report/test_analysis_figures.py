@@ -1,12 +1,15 @@
 """Figures of an analysis: cases whose figures are known, and dense float64 arithmetic on what `run` writes."""
 
 import itertools
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from small_adapters import PREFIX, entry, read_deltas, run, write_adapter, write_recipe
 from torch import Tensor
 
@@ -15,6 +18,7 @@ from robustmerge_kit.recipe import load_recipe
 from robustmerge_kit.report.analysis import Analysis, analyze, parse_candidates
 from robustmerge_kit.report.analysis import signs as signs_module
 from robustmerge_kit.report.analysis.merges import match
+from robustmerge_kit.report.analysis.records import Pair, Site
 from robustmerge_kit.resources import Resources
 
 SITE = "model.layers.0.q_proj"
@@ -281,11 +285,23 @@ def test_every_figure_agrees_with_dense_arithmetic_in_float64(tmp_path: Path, me
     for pair in found.totals.pairs:
         one, two = together[pair.first], together[pair.second]
         assert pair.cosine == pytest.approx(float(one @ two / (one.norm() * two.norm())), abs=1e-6)
+        assert pair.sign_conflict == pytest.approx(float((one * two < 0).double().mean()), abs=1e-6)
+        first = [updates[pair.first][site.site].norm() ** 2 * each.shared_first for site, each in at_sites(found, pair)]
+        assert pair.shared_first == pytest.approx(float(sum(first) / one.norm() ** 2), rel=1e-5)
+    merges = [site.merges[0] for site in found.sites]
+    invented = sum(merge.invented * merge.norm**2 for merge in merges) / sum(merge.norm**2 for merge in merges)
+    assert found.totals.merges[0].invented == pytest.approx(invented, abs=1e-9)
     for task, one in zip(found.totals.merges[0].tasks, together, strict=True):
         assert task is not None
         assert task.projection == pytest.approx(float(whole @ one / one.norm() ** 2), abs=1e-5)
         assert task.cosine == pytest.approx(float(whole @ one / (one.norm() * whole.norm())), abs=1e-5)
     assert found.totals.merges[0].norm == pytest.approx(float(whole.norm()), rel=1e-5)
+
+
+def at_sites(found: Analysis, pair: Pair) -> list[tuple[Site, Any]]:
+    """The same pair at every site."""
+    wanted = pair.first, pair.second
+    return [(site, each) for site in found.sites for each in site.pairs if (each.first, each.second) == wanted]
 
 
 def check_merge(merge, updates: Sequence[Tensor], merged: Tensor) -> None:
@@ -498,6 +514,36 @@ def test_fused_experts_have_the_figures_of_the_same_updates_apart(tmp_path: Path
     assert [len(site.pairs) for site in found.sites] == [1, 1, 0]
     assert found.sites == expected.sites
     assert found.totals == expected.totals
+
+
+def test_dora_updates_are_judged_by_their_deltas(tmp_path: Path):
+    """D = diag(m / |W + B A|) (W + B A) - W by rows, which is not of low rank."""
+    base = torch.randn(8, 6, generator=torch.Generator().manual_seed(7))
+    (tmp_path / "base").mkdir()
+    save_file({f"{SITE}.weight": base}, tmp_path / "base" / "model.safetensors")
+    (tmp_path / "base" / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    deltas: list[Tensor] = []
+    made: list[Path] = []
+    for t in range(2):
+        draw = torch.Generator().manual_seed(t)
+        b, a = 0.3 * torch.randn(8, 2, generator=draw), 0.3 * torch.randn(2, 6, generator=draw)
+        adapted = (base + b @ a).double()
+        magnitude = adapted.norm(dim=1) * (1 + 0.1 * torch.randn(8, generator=draw))
+        deltas.append(magnitude[:, None] / adapted.norm(dim=1, keepdim=True) * adapted - base.double())
+        names = {"lora_A.weight": a, "lora_B.weight": b, "lora_magnitude_vector.weight": magnitude.float()}
+        tensors = {f"{PREFIX}{SITE}.{name}": value for name, value in names.items()}
+        made.append(write_adapter(tmp_path / f"a{t}", tensors=tensors, where={SITE: (8, 6)}, r=2, alpha=2.0, use_dora=True))
+    recipe = write_recipe(tmp_path, made, "linear", base_model=str(tmp_path / "base"), dora="delta", output={"rank": 6})
+    found = analyze(load_recipe(recipe), parse_candidates("tsv_m"))
+    for update, expected in zip(found.sites[0].updates, deltas, strict=True):
+        assert update is not None
+        assert update.norm == pytest.approx(float(expected.norm()), rel=1e-3)
+    expected = float((deltas[0] * deltas[1]).sum() / (deltas[0].norm() * deltas[1].norm()))
+    assert found.totals.pairs[0].cosine == pytest.approx(expected, abs=5e-3)
+    task = found.totals.merges[0].tasks[0]
+    assert task is not None
+    mean = (deltas[0] + deltas[1]) / 2
+    assert task.projection == pytest.approx(float((mean * deltas[0]).sum() / deltas[0].norm() ** 2), abs=5e-3)
 
 
 def test_the_report_does_not_depend_on_the_number_of_workers(tmp_path: Path):

@@ -234,6 +234,18 @@ def test_equal_bytes_need_no_arithmetic(tmp_path: Path, monkeypatch: pytest.Monk
     assert found["totals"]["tensors"]["equal"] == 7
 
 
+def test_ranks_of_models_are_counted_when_asked_for(tmp_path: Path) -> None:
+    one = tensors_of_a_model()
+    name = "model.layers.1.weight"
+    changed = one[name] + torch.outer(torch.arange(8.0), torch.ones(6))
+    a, b = write_model(tmp_path / "a", one), write_model(tmp_path / "b", {**one, name: changed, "scalar": torch.tensor(3.0)})
+    counted = {each["tensor"]: each["rank_difference"] for each in document(a, b, "--ranks")["tensors"]}
+    assert {key: rank for key, rank in counted.items() if rank is not None} == {name: 1}
+    assert {each["rank_difference"] for each in document(a, b)["tensors"]} == {None}
+    (line,) = (line for line in show(a, b, "--ranks").stdout.splitlines() if name in line)
+    assert line.split()[-1] == "1"
+
+
 def test_nan_in_one_model_is_beyond_any_tolerance(tmp_path: Path) -> None:
     one = tensors_of_a_model()
     a = write_model(tmp_path / "a", one)
@@ -243,6 +255,12 @@ def test_nan_in_one_model_is_beyond_any_tolerance(tmp_path: Path) -> None:
     result = show(a, b, "--tolerance", 1e300)
     assert result.return_value == 1
     assert "1 not finite" in result.stdout
+
+
+def test_values_whose_squares_are_too_large_are_beyond_any_tolerance(tmp_path: Path) -> None:
+    a, b = (write_model(tmp_path / f"{x}", {"w": torch.full((3,), x, dtype=torch.float64)}) for x in (1e200, 2e200))
+    found = document(a, b, "--tolerance", 10)
+    assert (found["within"], found["tensors"][0]["relative_error"], found["tensors"][0]["norm_a"]) == (False, None, None)
 
 
 # --- answers and refusals ---------------------------------------------------------------------------------------------

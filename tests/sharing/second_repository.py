@@ -1,8 +1,11 @@
 """A second git repository, made from the folder `content`, and programs that may be called on the way."""
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
+
+import pytest
 
 IDENTITY = {
     "GIT_AUTHOR_NAME": "someone",
@@ -23,6 +26,8 @@ def git(place: Path, *words: str) -> str:
 
 def make_repository(place: Path) -> Path:
     """Turn a folder into a repository with one commit on `main`."""
+    if shutil.which("git") is None:
+        pytest.skip("the program git is not installed")
     git(place, "init", "--quiet", "--initial-branch=main")
     return commit(place)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ...compress import EXACT_SIDE
+from ...dora import as_factors
 from ...draws import KeyedDraws
 from ...factors import FactorStack, core
-from ...pipeline import merge_site, spectral
+from ...pipeline import spectral
 from ...plan import SiteStep
 from ...recipe import layer_number, stack_name
-from ...sites import Factors, LoadedSite, Sites, group_sites
+from ...sites import Factors, LoadedSite, Sites, group_sites, on_base
 from ..numbers import effective_rank
 from .factor_values import Spectrum, Values, look_at, pruned_spectra, pruning
 from .merges import MergedUpdate, judge, nothing
@@ -25,10 +27,14 @@ Job = tuple[SiteStep, ...]
 
 @dataclass(frozen=True)
 class Found:
-    """A site's figures, and the values of its factors counted, by position of the adapter."""
+    """A site's figures, and the values of its factors counted, by position of the adapter.
+
+    held: share of the energy of a DoRA update that its factors hold, the smallest; 1 without DoRA.
+    """
 
     site: Site
     counted: Mapping[int, Histograms]
+    held: float = 1.0
 
 
 def look(job: Job, factors: Factors, shared: Sequence[Sites]) -> list[Found]:
@@ -45,9 +51,14 @@ def _look(loaded: Sequence[LoadedSite], shared: Sequence[Sites]) -> Found:
         empty = tuple(nothing(None, adapters) for _ in loaded)
         return Found(_site(here.step, [None] * len(adapters), [], Signs(rows=0, cancelled=None, error=0.0), empty), {})
     stack, draws = shared[0].stack([here], shared[0].device)
+    stack, base = on_base(here, stack)
+    shares: tuple[float | None, ...] = ()
+    if base is not None:
+        stack, shares = as_factors(stack, base, draws)
     indices = [here.step.members[i].index for i in here.present]
     updates = Updates(core(stack), indices)
-    values = {index: (look_at(stack.a[t]), look_at(stack.b[t])) for t, index in enumerate(indices) if index in updates.each}
+    stored = {index: here.factors[i] for i, index in zip(here.present, indices, strict=True) if index in updates.each}
+    values = {index: (look_at(a), look_at(b)) for index, (a, b) in stored.items()}
     spectra = _spectra(here, stack, draws)
     known = [_update(t, updates, values, spectra, indices) for t in adapters]
     signs = count_signs(stack)
@@ -55,7 +66,8 @@ def _look(loaded: Sequence[LoadedSite], shared: Sequence[Sites]) -> Found:
     merges = tuple(_merge(each, plan, updates, adapters) for each, plan in zip(loaded, shared, strict=True))
     said = Signs(rows=signs.rows, cancelled=signs.cancelled, error=float(signs.error.nan_to_num().max()))
     counted = {index: Histograms(a.counts, b.counts) for index, (a, b) in values.items()}
-    return Found(_site(here.step, known, pairs, said, merges), counted)
+    held = min((share for share in shares if share is not None), default=1.0)
+    return Found(_site(here.step, known, pairs, said, merges), counted, held)
 
 
 def _spectra(here: LoadedSite, stack: FactorStack, draws: KeyedDraws) -> tuple[list[Spectrum], list[Spectrum]]:
@@ -99,13 +111,21 @@ def _merge(here: LoadedSite, plan: Sites, updates: Updates, adapters: range) -> 
     step = here.step
     if not here.present:
         return nothing(updates, adapters)
-    stack, draws = plan.stack([here], plan.device)
-    merged = merge_site(stack, step, draws, plan.surveyed(step))
+    merged, draws = plan.merge([here], plan.device)
     cut = step.full_rank if step.cut is None else step.cut
-    # Of a dense result one sees as many directions as the adapters have together, or as many as are written.
-    found, held = spectral(merged, max(sum(step.ranks), step.cut or 0), draws)
+    found, held = spectral(merged, _looked_at(step), draws)
     seen = float(found.s.double().square().sum())
     return judge(MergedUpdate(found, seen / float(held) if held else seen, cut), updates, adapters)
+
+
+def _looked_at(step: SiteStep) -> int:
+    """Directions to find of a dense result: those that are written, and at least as many as the adapters have together.
+
+    Where all of them are written they are found only if that is exact; a large matrix would take minutes.
+    """
+    exact = min(step.model.d_out, step.model.d_in) <= EXACT_SIDE
+    written = step.cut if step.cut is not None else step.full_rank if exact else 0
+    return max(sum(step.ranks), written)
 
 
 def _site(

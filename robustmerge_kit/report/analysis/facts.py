@@ -20,9 +20,13 @@ PRUNING = ("density", "prune", "criterion", "scaling", "clamp", "clamp_quantile"
 
 
 def describe(
-    plans: Sequence[Plan], candidates: Sequence[Candidate], sites: Sequence[Site], histograms: Sequence[Histograms | None]
+    plans: Sequence[Plan],
+    candidates: Sequence[Candidate],
+    sites: Sequence[Site],
+    histograms: Sequence[Histograms | None],
+    held: float,
 ) -> Analysis:
-    """The whole report. `plans` are that of the recipe and one per candidate."""
+    """The whole report. `plans` are that of the recipe and one per candidate; held: smallest share of a DoRA update seen."""
     own = plans[0]
     totals = total(sites, histograms)
     adapters = tuple(
@@ -41,7 +45,7 @@ def describe(
         methods=methods,
         verdict=tuple(verdict(adapters, methods, totals, lean)),
         thresholds=dict(THRESHOLDS),
-        exactness=tuple(_exactness(methods, totals, lean)),
+        exactness=tuple(_exactness(methods, totals, lean, held)),
         notes=own.notes,
         totals=totals,
         sites=lean,
@@ -77,11 +81,14 @@ def _without_angles(site: Site) -> Site:
     return site.model_copy(update={"pairs": lean})
 
 
-def _exactness(methods: Sequence[MethodFacts], totals: Totals, sites: Sequence[Site]) -> list[Exactness]:
+def _exactness(methods: Sequence[MethodFacts], totals: Totals, sites: Sequence[Site], held: float) -> list[Exactness]:
     found = [
         Exactness(figures="updates, pairs", how="exact: from the factors as stored, small matrices in float64", error=None),
         _signs(sites),
     ]
+    if held < 1.0:
+        how = f"DoRA updates by their leading directions, with {held:.4%} of the energy or more at every site"
+        found.append(Exactness(figures="updates, pairs of DoRA adapters", how=how, error=1.0 - held))
     for index, (method, merge) in enumerate(zip(methods, totals.merges, strict=True)):
         if merge.known < 1.0 - 1e-6:
             how = f"the leading directions of a dense result, as many as the sum of ranks, with {merge.known:.4%} of its energy"

@@ -50,8 +50,8 @@ def analyze(
         if any(plan.random for plan in plans):
             identities = hashing.identities()
         plans = [_with_ranks(plan, identities, resources) for plan in plans]
-        sites, histograms = _look_at_all(plans, identities, resources, observe)
-    return describe(plans, candidates, sites, histograms)
+        sites, histograms, held = _look_at_all(plans, identities, resources, observe)
+    return describe(plans, candidates, sites, histograms, held)
 
 
 def _with_ranks(plan: Plan, identities: Sequence[str], resources: Resources) -> Plan:
@@ -63,18 +63,22 @@ def _with_ranks(plan: Plan, identities: Sequence[str], resources: Resources) -> 
 
 def _look_at_all(
     plans: Sequence[Plan], identities: Sequence[str], resources: Resources, observe: Observe
-) -> tuple[list[Site], list[Histograms | None]]:
-    """Every site's figures by name, and the values of every adapter's factors counted over all sites."""
+) -> tuple[list[Site], list[Histograms | None], float]:
+    """Every site's figures by name, the values of every adapter's factors counted over all sites, and the smallest share of
+    the energy of a DoRA update that was looked at.
+    """
     device = torch.device(resources.device)
     shared = [Sites(plan, identities, device) for plan in plans]
     for each in shared:
         each.survey()
     sites: list[Site] = []
     histograms: list[Histograms | None] = [None] * len(identities)
+    shares = [1.0]
 
     def store(job: Job, found: list[Found]) -> None:
         for one in found:
             sites.append(one.site)
+            shares.append(one.held)
             for index, counted in one.counted.items():
                 known = histograms[index]
                 histograms[index] = known.plus(counted) if known else counted
@@ -90,7 +94,7 @@ def _look_at_all(
         ahead=resources.workers,
     )
     flow.run(_jobs(plans), enter_worker=lambda: torch.set_num_threads(1))
-    return sorted(sites, key=lambda site: site.site), histograms
+    return sorted(sites, key=lambda site: site.site), histograms, min(shares)
 
 
 def _jobs(plans: Sequence[Plan]) -> list[Job]:

@@ -22,13 +22,15 @@ def diff(
     b: str,
     place: Path,
     *,
+    ranks: bool = False,
     workers: int | None = None,
     planned: Callable[[int], None] = lambda count: None,
     observe: Observe = lambda name, count, nbytes: None,
 ) -> Comparison:
     """Compare two adapters, or two models, local ones relative to `place`; A is what relative errors refer to.
 
-    `planned` is told how many sites and tensors there are.
+    ranks: of models, whose matrices are not factored, count the directions that separate two of them, too; adapters always
+    have ranks. `planned` is told how many sites and tensors there are.
 
     Raises: InputError for what cannot be read or does not belong together, PlanError for an adapter against a model.
     """
@@ -43,7 +45,7 @@ def diff(
             from .models import compare_models
 
             names = (labels[0], labels[1])
-            return compare_models(left, right, names, workers=workers, planned=planned, observe=observe)
+            return compare_models(left, right, names, ranks=ranks, workers=workers, planned=planned, observe=observe)
         case _:
             adapter, model = (a, b) if isinstance(left, Adapter) else (b, a)
             raise PlanError(

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ...flow import Flow
 from ...shards import TensorRef
-from .records import Difference, Figures, Observe, Side, Status
+from .directions import count_directions
+from .records import Difference, Figures, Observe, Ranks, Side, Status
 
 PIECE = 1 << 18
 """Elements of each tensor that a worker holds."""
@@ -28,8 +29,10 @@ def pair_up(a: Mapping[str, Item], b: Mapping[str, Item]) -> list[tuple[str, Ite
     return [(name, a.get(name), b.get(name)) for name in {**a, **b}]
 
 
-def compare_tensors(pairs: Sequence[Pair], workers: int | None, observe: Observe) -> list[Difference]:
+def compare_tensors(pairs: Sequence[Pair], workers: int | None, observe: Observe, ranks: bool = False) -> list[Difference]:
     """Compare tensors by name, several at a time; those with equal bytes are recognised without arithmetic.
+
+    ranks: count the directions that separate matrices, too.
 
     Raises: InputError when a file cannot be read or changes meanwhile.
     """
@@ -42,7 +45,7 @@ def compare_tensors(pairs: Sequence[Pair], workers: int | None, observe: Observe
     flow = Flow[Pair, None, Difference](
         cost=_cost,
         load=lambda pair: None,
-        work=lambda pair, _: _compare(*pair),
+        work=lambda pair, _: _compare(*pair, ranks),
         store=store,
         workers=workers or len(os.sched_getaffinity(0)),
         limit=1 << 62,
@@ -56,7 +59,7 @@ def _cost(pair: Pair) -> int:
     return sum(min(ref.spec.numel, PIECE) * 8 * _FLOAT64_COPIES for ref in pair[1:] if ref)
 
 
-def _compare(name: str, a: TensorRef | None, b: TensorRef | None) -> Difference:
+def _compare(name: str, a: TensorRef | None, b: TensorRef | None, ranks: bool) -> Difference:
     sides = _side(a), _side(b)
     if a is None or b is None:
         return Difference(name, "only in A" if a else "only in B", *sides)
@@ -69,7 +72,9 @@ def _compare(name: str, a: TensorRef | None, b: TensorRef | None) -> Difference:
         part, bad = compare_values(x, y)
         figures, not_finite = figures + part, not_finite + bad
     status: Status = "different" if figures.difference2 or not_finite else "equal"
-    return Difference(name, status, *sides, figures=figures, not_finite=not_finite)
+    directions = count_directions(a, b, PIECE) if ranks and status == "different" and not not_finite else None
+    found = None if directions is None else Ranks(None, None, directions)
+    return Difference(name, status, *sides, figures=figures, ranks=found, not_finite=not_finite)
 
 
 def _side(ref: TensorRef | None) -> Side | None:

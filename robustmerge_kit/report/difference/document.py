@@ -38,14 +38,15 @@ def _totals(differences: Sequence[Difference]) -> dict[str, Any]:
 def _figures(figures: Figures | None) -> dict[str, Any]:
     if figures is None:
         return dict.fromkeys(("relative_error", "cosine", "norm_ratio", "norm_a", "norm_b", "norm_difference"))
-    return {
-        "relative_error": figures.relative_error if math.isfinite(figures.relative_error) else None,
+    known = {
+        "relative_error": figures.relative_error,
         "cosine": figures.cosine,
         "norm_ratio": figures.norm_ratio,
         "norm_a": math.sqrt(figures.a2),
         "norm_b": math.sqrt(figures.b2),
         "norm_difference": math.sqrt(figures.difference2),
     }
+    return {name: value if value is not None and math.isfinite(value) else None for name, value in known.items()}
 
 
 def _site(each: Difference) -> dict[str, Any]:
@@ -63,7 +64,15 @@ def _site(each: Difference) -> dict[str, Any]:
 
 def _tensor(each: Difference) -> dict[str, Any]:
     figures = {**_figures(each.figures), "relative_error": 0.0} if each.status == "equal" else _figures(each.figures)
-    return {"status": each.status, "a": _side(each.a), "b": _side(each.b), **figures, "not_finite": each.not_finite}
+    rank = each.ranks.difference if each.ranks else None
+    return {
+        "status": each.status,
+        "a": _side(each.a),
+        "b": _side(each.b),
+        **figures,
+        "rank_difference": rank,
+        "not_finite": each.not_finite,
+    }
 
 
 def _side(side: Side | None) -> dict[str, Any] | None:

@@ -14,11 +14,14 @@ def compare_models(
     b: Checkpoint,
     labels: tuple[str, str],
     *,
+    ranks: bool = False,
     workers: int | None = None,
     planned: Callable[[int], None] = lambda count: None,
     observe: Observe = lambda name, count, nbytes: None,
 ) -> Comparison:
     """Compare all tensors of two checkpoints by their names, whatever their files and dtypes.
+
+    ranks: count the directions that separate two matrices, which takes three more passes over those that differ.
 
     Raises: InputError when a file cannot be read or changes meanwhile.
     """
@@ -33,6 +36,6 @@ def compare_models(
         a=operands[0],
         b=operands[1],
         sites=(),
-        tensors=largest_first(compare_tensors(tensors, workers, observe)),
+        tensors=largest_first(compare_tensors(tensors, workers, observe, ranks)),
         notes=tuple(f"{label}: {note}" for each, label in zip((a, b), labels, strict=True) for note in each.notes),
     )

@@ -31,10 +31,11 @@ class Figures:
 
     @property
     def relative_error(self) -> float:
-        """||b - a|| / ||a||; 0 where nothing differs, infinity where a alone is zero."""
+        """||b - a|| / ||a||; 0 where nothing differs, infinity where a alone is zero or the norms are too large for float64."""
         if self.difference2 == 0:
             return 0.0
-        return math.sqrt(self.difference2) / math.sqrt(self.a2) if self.a2 else math.inf
+        known = self.a2 and math.isfinite(self.a2 + self.difference2)
+        return math.sqrt(self.difference2) / math.sqrt(self.a2) if known else math.inf
 
     @property
     def cosine(self) -> float | None:
@@ -51,7 +52,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Ranks:
-    """Numerical ranks of a site's update in A, in B, and of what separates them; None on the side that lacks the site."""
+    """Numerical ranks of a site's update in A, in B, and of what separates them; None where there is no such update."""
 
     a: int | None
     b: int | None

@@ -30,7 +30,7 @@ def as_text(found: Comparison, *, top: int, tolerance: float | None = None) -> l
 
 
 _SITE_HEAD = ("site", "out x in", "error", "cosine", "|B|/|A|", "rank A", "rank B", "rank B-A")
-_TENSOR_HEAD = ("tensor", "shape", "dtype", "error", "cosine", "|B|/|A|")
+_TENSOR_HEAD = ("tensor", "shape", "dtype", "error", "cosine", "|B|/|A|", "rank B-A")
 
 
 def _section(
@@ -74,9 +74,10 @@ def _site_row(each: Difference) -> tuple[str, ...]:
 def _tensor_row(each: Difference) -> tuple[str, ...]:
     head = (each.name, _both(each, _shape), _both(each, lambda side: side.dtype))
     if each.figures is None:
-        return (*head, each.status, NONE, NONE)
+        return (*head, each.status, NONE, NONE, NONE)
     error = f"{each.not_finite} not finite" if each.not_finite else _error(each.relative_error)
-    return (*head, error, _cosine(each.figures.cosine), _ratio(each.figures.norm_ratio))
+    rank = str(each.ranks.difference) if each.ranks else NONE
+    return (*head, error, _cosine(each.figures.cosine), _ratio(each.figures.norm_ratio), rank)
 
 
 def _shape(side: Side) -> str:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .markup import Markup, brief, element
+from .markup import Markup, brief, element, shorten
 
 _WIDTH, _HEIGHT = 340, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 10, 34
@@ -70,12 +70,12 @@ def _steps(low: float, high: float, step: float | None) -> list[float]:
 
 
 def line_chart(name: str, lines: Sequence[Line], x: Axis, y: Axis, rule: tuple[float, str] | None = None) -> Markup:
-    """Curves over one pair of axes. `rule` is a level drawn across, with its label."""
+    """Curves over one pair of axes. `rule` is a level drawn across, with its label at the axis."""
     parts = _frame(x, y)
     if rule is not None:
         at = _down(y, rule[0])
         parts.append(element("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=at, y2=at, class_="rule"))
-        parts.append(element("text", rule[1], x=_WIDTH - _RIGHT - 2, y=at - 4, class_="end"))
+        parts.append(element("text", rule[1], x=_LEFT - 6, y=at + 3.5, class_="end"))
     for line in lines:
         places = [(_across(x, px), _down(y, py)) for px, py in line.points]
         path = "M" + "L".join(f"{px} {py}" for px, py in places) if places else ""
@@ -104,7 +104,8 @@ def dot_chart(name: str, rows: Sequence[tuple[str, Sequence[tuple[str, float, st
     parts.append(element("text", x.label, x=_round((labels + _WIDTH - _RIGHT) / 2), y=bottom + 28, class_="center"))
     for index, (label, marks) in enumerate(rows):
         middle = _TOP + high * (index + 0.5)
-        parts.append(element("text", _fit(label, labels), element("title", label), x=labels - 8, y=middle + 3.5, class_="end"))
+        name = shorten(label, int((labels - 8) / 6))
+        parts.append(element("text", name, element("title", label), x=labels - 8, y=middle + 3.5, class_="end"))
         places = [_along(x, value, labels) for _, value, _ in marks]
         if places:
             parts.append(element("line", x1=min(places), x2=max(places), y1=middle, y2=middle, class_="span"))
@@ -112,11 +113,6 @@ def dot_chart(name: str, rows: Sequence[tuple[str, Sequence[tuple[str, float, st
             title = element("title", f"{label}, {said}: {x.show(value)}")
             parts.append(element("circle", title, cx=at, cy=middle, r=4.5, class_=f"dot {kind}"))
     return _svg(name, parts, bottom + 34)
-
-
-def _fit(label: str, room: float) -> str:
-    most = int((room - 8) / 6)
-    return label if len(label) <= most else label[: most - 1] + "…"
 
 
 def _along(x: Axis, value: float, labels: float) -> float:

@@ -43,6 +43,12 @@ def plain(text: str) -> Markup:
     return Markup(escape(_NOT_TEXT.sub("\N{REPLACEMENT CHARACTER}", text)))
 
 
+def shorten(text: str, most: int) -> str:
+    """At most so many letters, the middle left out: names that begin alike differ at the end."""
+    side = (most - 1) // 2
+    return text if len(text) <= most else f"{text[:side]}…{text[-side:]}"
+
+
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
 

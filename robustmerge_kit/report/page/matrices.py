@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from ..analysis.records import Analysis, Pair
-from .markup import NONE, Markup, element, number, scrolling
+from .markup import NONE, Markup, element, number, scrolling, shorten
 
 Values = Mapping[tuple[int, int], float | None]
 """By row and column."""
@@ -63,7 +63,7 @@ def _matrix(title: str, below: str, names: Sequence[str], values: Values, ramp: 
     decimals = 2 if max(map(abs, known), default=0.0) >= 0.095 else 3
     rows: list[Markup] = []
     for i, name in enumerate(names):
-        cells = [element("th", f"{i + 1} ", element("span", name), scope="row", title=name)]
+        cells = [element("th", f"{i + 1} ", element("span", shorten(name, 17)), scope="row", title=name)]
         for j, other in enumerate(names):
             value = values.get((i, j))
             if value is None:

@@ -82,9 +82,10 @@
     // what is all close to nothing must not look like a conflict
     const full = Math.max(most, 0.1);
     const plain = (value) => write(value, places);
+    const short = (value) => signed(String(Number(value.toPrecision(3))));
     switch (figure.scale) {
       case "signed":
-        return { ends: [-full, full], show: plain, shade: (v) => [v < 0 ? "warm" : "cold", Math.abs(v) / full] };
+        return { ends: [-full, full], show: plain, end: short, shade: (v) => [v < 0 ? "warm" : "cold", Math.abs(v) / full] };
       case "chance": {
         const far = Math.max(0.1, high - 0.5, 0.5 - low);
         return { ends: [0.5 - far, 0.5 + far], show: percent, shade: (v) => [v > 0.5 ? "warm" : "cold", Math.abs(v - 0.5) / far] };
@@ -103,10 +104,10 @@
         const depth = (v) => (v > 0 ? Math.log2(v) / octaves : -1);
         const ends = [2 ** -octaves, 2 ** octaves];
         const show = (v) => write(v, Math.max(2, places));
-        return { ends, show, shade: (v) => [depth(v) < 0 ? "warm" : "cold", Math.min(1, Math.abs(depth(v)))] };
+        return { ends, show, end: short, shade: (v) => [depth(v) < 0 ? "warm" : "cold", Math.min(1, Math.abs(depth(v)))] };
       }
       default:
-        return { ends: [0, most], show: plain, shade: (v) => ["cold", most ? v / most : 0] };
+        return { ends: [0, most], show: plain, end: short, shade: (v) => ["cold", most ? v / most : 0] };
     }
   };
   const shaded = (scale, value) => {
@@ -122,10 +123,11 @@
   };
   const legend = (scale) => {
     const [low, high] = scale.ends;
+    const say = scale.end || scale.show;
     const geometric = low > 0 && Math.abs(low * high - 1) < 1e-9;
     const at = (share) => (geometric ? low * (high / low) ** share : low + (high - low) * share);
     const ramp = make("span", {}, ...Array.from({ length: 15 }, (_, step) => shaded(scale, at(step / 14))));
-    return make("div", { class: "scale" }, scale.show(low), ramp, scale.show(high));
+    return make("div", { class: "scale" }, say(low), ramp, say(high));
   };
 
   // --- tooltip --------------------------------------------------------------------------------------------------------
@@ -252,6 +254,12 @@
       return make("div", { class: "panel" }, ...(several ? [make("p", {}, panel.name || "outside the layers")] : []), grid);
     };
 
+    // until a column is chosen, the sites to worry about come first; equal ones in the order of the layers
+    const worstFirst = (sites, values) => {
+      const named = ordered(sites, (site) => data.sites[site], false);
+      return ordered(named, (site) => (values[site][0] === null ? null : badness(figure(), values[site][0])), true);
+    };
+
     const drawTable = (columns, limit) => {
       const figures = group().figures;
       const scales = figures.map(scaleOf);
@@ -263,8 +271,8 @@
         if (index === 1) return data.shapes[site];
         return resolved[index - 2][site][0];
       };
-      let sites = data.sites.map((_, site) => site);
-      if (state.sort) sites = ordered(sites, value(state.sort.index), state.sort.falling);
+      const all = data.sites.map((_, site) => site);
+      const sites = state.sort ? ordered(all, value(state.sort.index), state.sort.falling) : worstFirst(all, resolved[state.figure]);
       const shown = sites.slice(0, limit);
       const row = (site) =>
         make(
@@ -301,7 +309,7 @@
           }),
         ),
         picker("figure", figures.map((each) => each.title), state.figure, (chosen) => {
-          state.figure = chosen;
+          Object.assign(state, { figure: chosen, sort: null });
           draw();
         }),
       );
