@@ -22,6 +22,7 @@ from urllib.parse import unquote
 
 from .errors import InputError
 from .folders import choose_files, inside
+from .links import as_path
 
 PREFIX = "git+"
 TIMEOUT = 600.0
@@ -200,9 +201,7 @@ def fetch_adapter(parts: GitReference, reference: str) -> tuple[Path, Path | Non
 def cache() -> Path:
     """The cache folder of rmkit itself: RMKIT_CACHE, else `rmkit` in the user's cache."""
     own = os.environ.get("RMKIT_CACHE")
-    if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "rmkit"
+    return as_path(own) if own else as_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "rmkit"
 
 
 def _fetch(repository: GitRepository, revision: str) -> str:

@@ -12,6 +12,7 @@ from .adapters import read_json
 from .disclosure import find_secret, without_home, without_secrets
 from .errors import InputError, OutputError, RmkitError, UsageError, raise_all
 from .links import refuse_leading_out
+from .recorded import RECEIPT, listed_files, read_receipt
 from .recipe.front_matter import licence_in, licence_lines, licence_note, licences_of, parse_front_matter
 from .sources import FileDigest, digest
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-RECEIPT = "rmkit.json"
 CARD = "README.md"
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.\-]{0,95}/[A-Za-z0-9_][\w.\-]{0,95}")
@@ -71,8 +71,8 @@ def pack(folder: Path) -> Parcel:
         and for access tokens in what would be published.
     """
     refuse_leading_out(folder, (RECEIPT, CARD, "rmkit_recipe.yaml"), folder, "put the file itself in its place")
-    receipt = _read_receipt(folder)
-    listed = _listed(folder, receipt)
+    receipt = read_receipt(folder)
+    listed = listed_files(folder, receipt)
     files = digest(folder / name for name in listed if (folder / name).is_file())
     raise_all(_differences(folder, listed, files))
     if not (folder / CARD).is_file():
@@ -121,33 +121,6 @@ def publish(
 
 
 # --- the folder ---------------------------------------------------------------------------------------------------------
-
-
-def _read_receipt(folder: Path) -> Mapping[str, Any]:
-    if not folder.is_dir():
-        raise InputError("no such folder", where=str(folder), hint="give the output folder of `rmkit run` or `rmkit convert`")
-    if not (folder / RECEIPT).is_file():
-        raise InputError(
-            f"is no finished output of rmkit: it has no receipt ({RECEIPT})",
-            where=str(folder),
-            hint="give the output folder of `rmkit run` or `rmkit convert`",
-        )
-    return read_json(folder / RECEIPT)
-
-
-def _listed(folder: Path, receipt: Mapping[str, Any]) -> dict[str, FileDigest]:
-    """The files that a receipt vouches for."""
-    try:
-        found = {str(item["name"]): FileDigest(int(item["size"]), str(item["sha256"])) for item in receipt["output"]["files"]}
-        [item["name"] for item in receipt["inputs"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError("is not a receipt that rmkit wrote", where=str(folder / RECEIPT)) from error
-    for name in found:
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
-            raise InputError(f"names a file outside of the folder: {name!r}", where=str(folder / RECEIPT))
-    if not found:
-        raise InputError("names no file", where=str(folder / RECEIPT))
-    return found
 
 
 def _differences(folder: Path, listed: Mapping[str, FileDigest], files: Mapping[Path, FileDigest]) -> Iterator[RmkitError]:

@@ -105,8 +105,15 @@ def _step(
         )
     floating = stored.dtype in ("float64", "float32", "float16", "bfloat16")
     kept = stored.dtype if dtype is None or not floating else dtype
-    spec = TensorSpec(target.extra_name(name), kept, stored.shape)
+    spec = TensorSpec(target.extra_name(_spelled(name, extras[0], adapters)), kept, stored.shape)
     return ExtraStep(name, tuple(extra.ref for extra in extras), weights, rule, spec)  # pyright: ignore[reportArgumentType]
+
+
+def _spelled(name: str, extra: Extra, adapters: Sequence[Adapter]) -> str:
+    """The name PEFT loads: an adapted module keeps its own bias inside the wrapped layer."""
+    module, _, leaf = name.rpartition(".")
+    adapted = extra.kind == "bias" and any(module in adapter.sites for adapter in adapters)
+    return f"{module}.base_layer.{leaf}" if adapted else name
 
 
 def _weight(recipe: Recipe, index: int) -> float:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
     from .fold import Fold
 
+HELD_ENTRIES = 1 << 26
+"""Entries up to which a dense delta is held while it is compressed."""
+
 EXPERTS_BYTES = 32 << 20
 """Bytes of factors, in float32, of the experts that are merged as one batch."""
 
@@ -148,7 +151,7 @@ class SiteStep:
         small = 8 * 6 * min(rank_sum, max(self.model.d_in, self.model.d_out)) ** 2
         work = 4 * width * 3 * rank_sum + small
         together = min(self.experts or 1, self.experts_at_once)
-        return self.read_bytes + work * together + 4 * width * 2 * self.width * (self.experts or 1)
+        return self.read_bytes + work * together + 4 * width * 2 * self.width * (self.experts or 1) + self._base_bytes
 
     @property
     def experts_at_once(self) -> int:
@@ -163,7 +166,15 @@ class SiteStep:
         rank_sum = sum(self.ranks)
         factors = 16 * (self.model.d_in + self.model.d_out) * min(rank_sum, self.model.d_in, self.model.d_out)
         blocks = 4 * 4 * (1 << 20) if self.dense else 0
-        return self.read_bytes + factors * max(1, self.model.experts) + blocks
+        base = 0 if self.on_deltas and self.cut is None else self._base_bytes
+        return self.read_bytes + factors * max(1, self.model.experts) + blocks + base
+
+    @property
+    def _base_bytes(self) -> int:
+        """Estimated memory for a DoRA delta as a whole, which is held up to a size, and for tiles of it in float64."""
+        if self.weight is None:
+            return 0
+        return 4 * min(self.model.d_out * self.model.d_in, HELD_ENTRIES) + 8 * 4 * (1 << 20)
 
     def specs(self, dtype: str) -> tuple[TensorSpec, TensorSpec]:
         """The two tensors that are written, A first."""

@@ -24,7 +24,7 @@ from .schema import Filtered, Override, Recipe, Scalar, SpaceChoice, Value
 if TYPE_CHECKING:
     from ..method import Method, Params
 
-_LAYER = re.compile(r"(?P<stack>(?:^|.*?\.)(?:layers|layer|h|blocks|block))\.(?P<number>[0-9]+)(?:\.|$)")
+_LAYER = re.compile(r"(?P<stack>(?:^|.*?\.)(?:layers|layer|h|blocks|block))\.(?P<number>[0-9]{1,9})(?:\.|$)")
 
 
 @dataclass(frozen=True)

@@ -227,3 +227,19 @@ def test_config_is_the_safe_profile(tmp_path: Path) -> None:
         "peft_type": "LORA",
     }
     assert {key: config[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize("kind", ["all", "lora_only"])
+def test_biases_are_where_peft_looks_for_them(kind: Any, tmp_path: Path) -> None:
+    import peft
+
+    base, x = plain()
+    adapted: Any = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["q_proj"], bias=kind))
+    with torch.no_grad():
+        for value in adapted.parameters():
+            if value.requires_grad:
+                value.copy_(torch.randn(value.shape))
+        wanted = adapted.double().eval()(x.double())
+    adapted.float().save_pretrained(tmp_path / "a")
+    run(write_recipe(tmp_path, [tmp_path / "a"]), tmp_path / "out")
+    torch.testing.assert_close(forward_loaded(plain, tmp_path / "out"), wanted, rtol=0, atol=1e-6)

@@ -177,8 +177,9 @@ def test_nothing_of_the_repository_is_executed(second: Path, tmp_path: Path) -> 
 def test_the_callers_git_settings_do_not_leak_in(second: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a hook, where git tells its children which repository they are in."""
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "other"))
-    monkeypatch.setenv("GIT_INDEX_FILE", str(tmp_path / "index"))
+    monkeypatch.setenv("GIT_OBJECT_DIRECTORY", str(tmp_path / "objects"))
     assert len(load_recipe(reference(second)).adapters) == 2
+    assert not (tmp_path / "objects").exists()
 
 
 FORMS = {
