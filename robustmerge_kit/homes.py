@@ -17,7 +17,6 @@ from . import addresses, git, hub
 from .errors import InputError, RecipeError
 from .folders import DRIVE
 from .links import as_path
-from .links import as_path
 from .sources import HubReference, is_local, parse_hub_reference
 
 _HUB_ONLY = "hf://"

@@ -5,15 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .adapters import read_json
 from .disclosure import find_secret, without_home, without_secrets
 from .errors import InputError, OutputError, RmkitError, UsageError, raise_all
 from .links import refuse_leading_out
-from .recorded import RECEIPT, listed_files, read_receipt
 from .recipe.front_matter import licence_in, licence_lines, licence_note, licences_of, parse_front_matter
+from .recorded import RECEIPT, listed_files, read_receipt
 from .sources import FileDigest, digest
 
 if TYPE_CHECKING:

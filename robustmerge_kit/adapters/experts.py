@@ -61,7 +61,7 @@ def unpack(a: torch.Tensor, b: torch.Tensor, experts: int, columns: Columns) -> 
     a = a.reshape(experts, rank, a.shape[1])
     if columns == "unsloth":
         return a, b.reshape(b.shape[0], experts, rank).transpose(0, 1).contiguous()
-    return a, b.reshape(b.shape[0], experts, rank).permute(1, 0, 2).contiguous()
+    return a, b.reshape(b.shape[0], rank, experts).permute(2, 0, 1).contiguous()
 
 
 def pack(a: torch.Tensor, b: torch.Tensor, columns: Columns) -> tuple[torch.Tensor, torch.Tensor]:

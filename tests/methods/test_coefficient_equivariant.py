@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import oracles
 import pytest
 import stacks
 import torch
@@ -15,6 +14,7 @@ from robustmerge_kit import factors, transforms
 from robustmerge_kit.errors import InputError
 from robustmerge_kit.factors import FactorStack, Weights, core, decompose, gram
 from robustmerge_kit.methods import dc_merge, iso, karcher, linear, model_stock, slerp, star, tsv, wudi
+from robustmerge_kit.verify import oracles
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 METHODS = {

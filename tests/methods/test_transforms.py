@@ -1,7 +1,6 @@
 """Pre and post steps against their definitions on dense float64 deltas."""
 
 import numpy as np
-import oracles
 import pytest
 import stacks
 import torch
@@ -11,6 +10,7 @@ from robustmerge_kit import factors
 from robustmerge_kit.errors import RecipeError
 from robustmerge_kit.factors import LowRank, core, decompose
 from robustmerge_kit.transforms import POST, PRE, find_post, find_pre
+from robustmerge_kit.verify import oracles
 
 CASES = [pytest.param(build, id=name) for name, build in stacks.CASES.items()]
 
