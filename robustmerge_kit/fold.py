@@ -105,7 +105,7 @@ def fold(
             outcome.resumed += 1
         else:
             waiting.append(job)
-    folder.sites.survey()
+    folder.survey()
     flow = Flow(
         cost=job_bytes,
         load=folder.load,
@@ -173,9 +173,12 @@ class _Folder:
         self.canvas = canvas
         self.outcome = outcome
         self.device = torch.device(resources.device)
+        self.devices = [self.device, *map(torch.device, resources.others)]
         self.sites = Sites(plan, identities, self.device)
         self.specs = fold.specs
         self._local = threading.local()
+        self._entering = threading.Lock()
+        self._entered = 0
 
     def jobs(self) -> list[Job]:
         """All jobs, file by file, so that a file is complete as early as can be."""
@@ -192,10 +195,19 @@ class _Folder:
                 crc = zlib.crc32(self.canvas.read(tensor, first, min(end, first + TILE)), crc)
         return crc == record.get("crc")
 
+    def survey(self) -> None:
+        """Collect the statistics that span all sites; they live on the first device, and so does all work that needs them."""
+        self.sites.survey()
+        if self.sites.surveys:
+            del self.devices[1:]
+
     def enter_worker(self) -> None:
         torch.set_num_threads(1)
+        with self._entering:
+            self._local.device = self.devices[self._entered % len(self.devices)]
+            self._entered += 1
         if self.device.type == "cuda":
-            self._local.stream = torch.cuda.Stream(self.device)
+            self._local.stream = torch.cuda.Stream(self._local.device)
 
     def nbytes(self, job: Job) -> int:
         """Bytes read for a job."""
@@ -223,7 +235,7 @@ class _Folder:
             return self._add(job, loaded) if isinstance(job, SiteStep) else self._change(job)
 
     def _on_device(self) -> AbstractContextManager[Any]:
-        return torch.cuda.stream(self._local.stream) if self.device.type == "cuda" else nullcontext()
+        return torch.cuda.stream(self._local.stream) if self._local.device.type == "cuda" else nullcontext()
 
     def _take_over(self, copy: Copy) -> int:
         ref = self.fold.base.tensors[copy.origin]
@@ -247,7 +259,7 @@ class _Folder:
     def _add(self, step: SiteStep, factors: Factors) -> dict[str, Any]:
         groups = group_sites((step,), [factors])
         try:
-            written, retained = self._add_on(step, groups, self.device)
+            written, retained = self._add_on(step, groups, self._local.device)
         except torch.OutOfMemoryError:
             if self.device.type == "cpu":
                 raise PlanError(

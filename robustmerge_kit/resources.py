@@ -21,7 +21,8 @@ class Resources:
     """Where and how fast, which never changes the numbers (on one type of device).
 
     memory: bytes in flight on the host. gpu_memory: bytes a batch may take there, None: 80 % of what is free.
-    batch: sites per launch, None: one on CPU, as many as fit on a GPU.
+    batch: sites per launch, None: one on CPU, as many as fit on a GPU. others: further devices of the same type, which the
+    workers of a fold share among themselves; adapters are merged on `device` alone.
     """
 
     device: str = "cpu"
@@ -29,6 +30,7 @@ class Resources:
     memory: int = DEFAULT_MEMORY
     gpu_memory: int | None = None
     batch: int | None = None
+    others: tuple[str, ...] = ()
 
 
 def available_cores() -> int:
@@ -50,6 +52,22 @@ def tune_process() -> None:
     if hasattr(libc, "mallopt"):
         for option, value in ((_M_MMAP_THRESHOLD, 32 << 20), (_M_TRIM_THRESHOLD, 256 << 20), (_M_TOP_PAD, 16 << 20)):
             libc.mallopt(option, value)
+
+
+def pick_devices(wanted: str) -> tuple[str, ...]:
+    """The devices to merge on: one, or several GPUs given as `cuda:0,cuda:2` or `cuda:all`.
+
+    Raises: UsageError for a device that is unknown or absent, or named twice.
+    """
+    if wanted == "cuda:all":
+        import torch
+
+        count = torch.cuda.device_count()
+        return tuple(pick_device(f"cuda:{index}") for index in range(max(1, count)))
+    devices = tuple(pick_device(one.strip()) for one in wanted.split(","))
+    if len(set(devices)) < len(devices) or (len(devices) > 1 and not all(one.startswith("cuda:") for one in devices)):
+        raise UsageError(f"--device {wanted}: several devices must be different GPUs", hint="write e.g. cuda:0,cuda:1")
+    return devices
 
 
 def pick_device(wanted: str) -> str:

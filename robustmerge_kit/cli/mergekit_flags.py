@@ -21,7 +21,7 @@ NOT_NEEDED = {
     "clone_tensors": "tensors are never shared",
     "lora_merge_cache": "adapters are merged without baking them into the base",
     "lora_merge_dtype": "arithmetic is float32 with one rounding at the end",
-    "multi_gpu": "choose one with --device",
+    "multi_gpu": "--device cuda:all shares a model among all GPUs",
 }
 
 REFUSED = {

@@ -22,7 +22,12 @@ if TYPE_CHECKING:
 @click.argument("recipe")
 @click.argument("out", type=click.Path(path_type=Path), required=False)
 @click.option("--overwrite", is_flag=True, help="Replace an existing output folder, once the new one is whole.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="auto, cpu, cuda or cuda:N; a model also on several GPUs: cuda:0,cuda:1 or cuda:all.",
+)
 @click.option("--cuda/--no-cuda", "cuda", default=None, hidden=True)
 @click.option("-j", "--num-threads", "workers", type=click.IntRange(1), default=None, help="Sites merged at the same time.")
 @click.option("--memory", type=Size(), default="512MB", show_default=True, help="Tensors in flight, at most.")
@@ -78,12 +83,13 @@ def run(
     from ..merge import merge
     from ..output import summary
     from ..plan import Layout
-    from ..resources import Resources, pick_device, tune_process
+    from ..resources import Resources, pick_devices, tune_process
     from .progress import Progress
 
     tune_process()
-    chosen = pick_device(device)
-    resources = Resources(chosen, workers or _default_workers(chosen), memory, gpu_memory)
+    chosen, *others = pick_devices(device)
+    count = workers or _default_workers(chosen) * (1 + len(others))
+    resources = Resources(chosen, count, memory, gpu_memory, others=tuple(others))
     progress = Progress(quiet)
 
     shown: set[str] = set()

@@ -109,7 +109,9 @@ def trimmed(site: Site, prune: Prune, densities: Sequence[float], kth: bool = Fa
         # Zeros are zeros whether they are kept or not.
         near &= kept.most > 0
         x = torch.where(size >= least, kept.x, 0.0)
-        return Kept(x, torch.where(x != 0, kept.noise, 0.0), kept.doubt & (kept.most >= least) | near, kept.most)
+        doubt = (kept.doubt & (kept.most >= least)) | near
+        most = torch.where((x != 0) | doubt, kept.most, 0.0)
+        return Kept(x, torch.where(x != 0, kept.noise, 0.0), doubt, most)
 
     return make
 
@@ -125,17 +127,13 @@ def dropped(site: Site, probability: Callable[[int, Tensor, Tensor], tuple[Tenso
         raw = site.raw(t, start, stop)
         low, high = probability(t, raw.x, raw.noise)
         middle = (low + high) / 2
-        u = site.draw(t, purpose, start, raw.x).double()
-        sure = (low == 1) | (u < low - 1e-7)
-        doubt = ~sure & (u < high + 1e-7) & ((high - low > 0) | (low < 1))
-        doubt &= (u - middle).abs() <= (high - low) / 2 + 1e-7
-        exact = (high - low) == 0
-        doubt = torch.where(exact, torch.zeros_like(doubt), doubt)
-        keep = torch.where(exact, u < middle.float().double(), u < middle) | (low == 1)
+        u = site.draw(t, purpose, start, raw.x)
+        keep, doubt = u < middle.float(), (high > low) & (u >= low) & (u <= high)
         inverse = rescale == "inverse"
         x = torch.where(keep, raw.x / middle if inverse else raw.x, 0.0)
         noise = raw.noise / low + raw.x.abs() * (1 / low - 1 / high) + x.abs() * SLACK if inverse else raw.noise
-        return Kept(x, torch.where(keep, noise, 0.0), doubt, raw.most / low if inverse else raw.most)
+        most = torch.where(keep | doubt, raw.most / low if inverse else raw.most, 0.0)
+        return Kept(x, torch.where(keep, noise, 0.0), doubt, most)
 
     if rescale != "l1":
         return make

@@ -258,3 +258,19 @@ def test_peak_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
         receipt = run(recipe, place / "out", Resources(workers=2, memory=120 << 20))
         held.append(receipt.content["memory"]["peak_in_flight"])
     assert held[0] == held[1] <= 120 << 20
+
+
+def test_several_devices_share_the_work_and_change_no_byte(tmp_path: Path) -> None:
+    write_base(tmp_path / "base", tensors(), 2)
+    recipe = recipe_for(tmp_path)
+    alone = all_bytes(run(recipe, tmp_path / "o1").path)
+    assert all_bytes(run(recipe, tmp_path / "o2", Resources(workers=4, others=("cpu", "cpu"))).path) == alone
+
+
+@pytest.mark.parametrize("wanted", ["cpu,cpu", "cuda:0,cuda:0", "cpu,cuda:0"])
+def test_devices_that_make_no_sense_together(wanted: str) -> None:
+    from robustmerge_kit.errors import UsageError
+    from robustmerge_kit.resources import pick_devices
+
+    with pytest.raises(UsageError, match="--device"):
+        pick_devices(wanted)

@@ -1,0 +1,135 @@
+"""An adapter's two factors against the delta they must stand for: entry by entry, as a whole, and in scale."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .expected import Expected, Factored
+from .precision import first_beyond, half_step, unit, worst_share
+from .records import Check
+
+SIGMAS = 6.0
+"""How many standard deviations of what rounding does to the scale of a delta are still rounding."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """The factors of a file times their scale, and the dtype they were rounded to.
+
+    Shapes: b (d_out, k), a (k, d_in), float64.
+    """
+
+    b: Tensor
+    a: Tensor
+    dtype: str
+
+    @property
+    def rank(self) -> int:
+        """Directions in use; the others are padding."""
+        used = (self.b != 0).any(0) & (self.a != 0).any(1)
+        return int(used.sum())
+
+
+def compare_factors(name: str, method: str, expected: Expected, written: Written, tile: int, cut: int | None) -> Check:
+    """The check of one site. cut: the rank it may have been truncated to, None where nothing was.
+
+    Allowed is what rounding every factor once explains, plus the part of the delta that a rank limit takes away.
+    """
+    (rows, cols), k = expected.shape, written.rank
+    tail = expected.tail(cut) if cut is not None else 0.0
+    sums = _Sums()
+    for start in range(0, rows, tile):
+        _add_tile(sums, expected, written, start, min(start + tile, rows), sharp=tail == 0 and _sharp(expected))
+    norm = math.sqrt(sums.wanted2)
+    rounding = math.sqrt(2 / 3 * float((written.b.square().sum(0) * written.a.square().sum(1)).sum())) * unit(written.dtype)
+    allowed = math.hypot(tail, 3 * rounding + expected.tolerance * norm + math.sqrt(sums.slack2))
+    error = math.sqrt(sums.error2)
+    share, bound = error / norm if norm else float(error > 0), allowed / norm if norm else 0.0
+    problem = _problem(expected, written, sums, tail, error, allowed, rounding)
+    if problem is None and cut is not None and k > cut:
+        problem = f"has {k} directions, the recipe asks for at most {cut}"
+    return Check(name, method, expected.by, rows * cols, share, bound, sums.worst, sums.undecided, problem)
+
+
+@dataclass
+class _Sums:
+    error2: float = 0.0
+    wanted2: float = 0.0
+    found2: float = 0.0
+    slack2: float = 0.0
+    dot: float = 0.0
+    spread2: float = 0.0
+    worst: float = 0.0
+    undecided: int = 0
+    first: str | None = None
+
+
+def _sharp(expected: Expected) -> bool:
+    return isinstance(expected, Factored) or expected.sharp
+
+
+def _add_tile(sums: _Sums, expected: Expected, written: Written, start: int, stop: int, *, sharp: bool) -> None:
+    wanted, noise, undecided = expected.rows(start, stop)
+    b = written.b[start:stop]
+    found = b @ written.a
+    error = found - wanted
+    sums.error2 += float(error.square().sum())
+    sums.wanted2 += float(wanted.square().sum())
+    sums.found2 += float(found.square().sum())
+    sums.slack2 += float(noise.square().sum())
+    sums.dot += float((error * found).sum())
+    sums.undecided += undecided
+    # What rounding B and A adds to <found - wanted, found>: independent errors, uniform within half a step.
+    half = unit(written.dtype) / math.sqrt(3)
+    sums.spread2 += float((half * b * (found @ written.a.T)).square().sum())
+    sums.spread2 += float((half * written.a * (b.T @ found)).square().sum())
+    if not sharp:
+        if not torch.isfinite(error).all():
+            row, col = first_beyond(error, torch.full_like(error, math.inf)) or (0, 0)
+            sums.first = sums.first or f"not a number at [{start + row}, {col}]"
+        return
+    u = unit(written.dtype)
+    least = float(half_step(torch.zeros(1, dtype=torch.float64), written.dtype))
+    allowed = noise + (b.abs() @ written.a.abs()) * (2 * u + u * u)
+    allowed += least * (b.abs().sum(1, keepdim=True) + written.a.abs().sum(0))
+    sums.worst = max(sums.worst, worst_share(error, allowed))
+    place = first_beyond(error, allowed)
+    if place is not None and sums.first is None:
+        row, col = place
+        sums.first = f"B A differs first at [{start + row}, {col}]: {found[row, col]:.6g}, expected {wanted[row, col]:.6g}"
+
+
+def _problem(
+    expected: Expected, written: Written, sums: _Sums, tail: float, error: float, allowed: float, rounding: float
+) -> str | None:
+    if sums.first is not None:
+        return sums.first
+    if not error <= allowed:
+        return f"B A is {error:.3g} away from the merged delta, {allowed:.3g} is what rounding and the rank limit explain"
+    slack = expected.tolerance * sums.found2 + rounding**2 + math.sqrt(sums.slack2 * sums.found2)
+    # Inputs that are exact in the output's dtype leave no rounding, and then no spread.
+    off = abs(sums.dot) - slack
+    if off > SIGMAS * math.sqrt(sums.spread2) and sums.found2 > 0:
+        return f"B A is {1 / (1 - sums.dot / sums.found2):.6f} times the merged delta"
+    if isinstance(expected, Factored) and expected.noise_b is not None and expected.noise_a is not None and tail == 0:
+        return _compare_each("A", written.a, expected.a, expected.noise_a, written.dtype) or _compare_each(
+            "B", written.b, expected.b, expected.noise_b, written.dtype
+        )
+    return None
+
+
+def _compare_each(which: str, found: Tensor, wanted: Tensor, noise: Tensor, dtype: str) -> str | None:
+    """The factor itself, where the merge writes it as it is, padded with zeros."""
+    rows, cols = min(found.shape[0], wanted.shape[0]), min(found.shape[1], wanted.shape[1])
+    padded = torch.zeros_like(found)
+    blurred = torch.zeros_like(found)
+    padded[:rows, :cols], blurred[:rows, :cols] = wanted[:rows, :cols], noise[:rows, :cols]
+    place = first_beyond(found - padded, half_step(padded, dtype) + blurred)
+    if place is None:
+        return None
+    row, col = place
+    return f"{which} differs first at [{row}, {col}]: {found[row, col]:.6g}, expected {padded[row, col]:.6g}"
