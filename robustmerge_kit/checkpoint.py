@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .adapters import read_json
 from .base_folders import PIPELINE, any_weights, weight_names
 from .errors import InputError, RmkitError, raise_all
 from .folders import CONFIG, MODEL_CONFIG
+from .links import fence, leads_out
 from .shards import Shard, TensorRef, open_tensors
 from .sources import Source
 
@@ -207,15 +209,7 @@ def _check_against_index(file: WeightFile, weights: _WeightName, notes: list[str
 
 def _config(folder: Path) -> Mapping[str, Any]:
     path = folder / MODEL_CONFIG
-    if not path.is_file():
-        return {}
-    try:
-        parsed: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"is not JSON ({error})", where=str(path), hint="download the base model again") from error
-    if not isinstance(parsed, dict):
-        raise InputError("is JSON, but not an object", where=str(path))
-    return parsed
+    return read_json(path) if path.is_file() else {}
 
 
 # --- what lies beside the weights ---------------------------------------------------------------------------------------
@@ -223,7 +217,7 @@ def _config(folder: Path) -> Mapping[str, Any]:
 
 def _beside(folder: Path, taken: set[str], notes: list[str]) -> Iterator[str]:
     """Configuration, tokenizer, processors, custom code: all files but other weights, cards, hidden ones and exports."""
-    fence = _fence(folder)
+    limits = fence(folder)
     for path in sorted(_walk(folder)):
         name = path.relative_to(folder).as_posix()
         if name in taken or path.name == "README.md":
@@ -231,7 +225,7 @@ def _beside(folder: Path, taken: set[str], notes: list[str]) -> Iterator[str]:
         nested = "/" in name
         if any_weights(path.name) and not (nested and path.suffix == ".safetensors" and not _is_component(path)):
             continue
-        if not path.resolve().is_relative_to(fence):
+        if path.is_symlink() and leads_out(path, limits):
             notes.append(f"base: {name} leads outside of the base's folder and is not copied")
             continue
         yield name
@@ -251,12 +245,3 @@ def _walk(folder: Path) -> Iterator[Path]:
 def _is_component(path: Path) -> bool:
     """Whether weights in a sub-folder are another form of weights that are written anyway."""
     return (path.parent.parent / PIPELINE).is_file()
-
-
-def _fence(folder: Path) -> Path:
-    """Where links of a folder may lead: into the folder, or in the Hub's cache to the blobs of the same repository."""
-    whole = folder.resolve()
-    for parent in (whole, *whole.parents):
-        if parent.parent.name == "snapshots" and (parent.parent.parent / "blobs").is_dir():
-            return parent.parent.parent
-    return whole

@@ -19,6 +19,7 @@ SILENCE = 20.0
 DEADLINE = 60.0
 """Seconds after which a file must be there."""
 
+
 def fetch(url: str, limit: int) -> bytes:
     """The content behind an address, at most `limit` bytes. Credentials in the address stay with its host.
 

@@ -70,7 +70,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         parsed: Any = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"is not JSON ({error})", where=where, hint="download the adapter again") from error
+        raise InputError(f"is not JSON ({error})", where=where, hint="download it again") from error
     if not isinstance(parsed, dict):
         raise InputError(f"is JSON, but a {type(parsed).__name__}, not an object", where=where)
     if b"\\" in text or b"\x7f" in text or not text.isascii():

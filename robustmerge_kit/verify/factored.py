@@ -44,6 +44,8 @@ def compare_factors(name: str, method: str, expected: Expected, written: Written
     sums = _Sums()
     for start in range(0, rows, tile):
         _add_tile(sums, expected, written, start, min(start + tile, rows), sharp=tail == 0 and _sharp(expected))
+    if sums.through_a is not None:
+        sums.spread2 += float((unit(written.dtype) * written.a * sums.through_a).square().sum()) / 3
     norm = math.sqrt(sums.wanted2)
     rounding = math.sqrt(2 / 3 * float((written.b.square().sum(0) * written.a.square().sum(1)).sum())) * unit(written.dtype)
     allowed = math.hypot(tail, 3 * rounding + expected.tolerance * norm + math.sqrt(sums.slack2))
@@ -66,6 +68,7 @@ class _Sums:
     worst: float = 0.0
     undecided: int = 0
     first: str | None = None
+    through_a: Tensor | None = None
 
 
 def _sharp(expected: Expected) -> bool:
@@ -86,7 +89,7 @@ def _add_tile(sums: _Sums, expected: Expected, written: Written, start: int, sto
     # What rounding B and A adds to <found - wanted, found>: independent errors, uniform within half a step.
     half = unit(written.dtype) / math.sqrt(3)
     sums.spread2 += float((half * b * (found @ written.a.T)).square().sum())
-    sums.spread2 += float((half * written.a * (b.T @ found)).square().sum())
+    sums.through_a = b.T @ found + (0.0 if sums.through_a is None else sums.through_a)
     if not sharp:
         if not torch.isfinite(error).all():
             row, col = first_beyond(error, torch.full_like(error, math.inf)) or (0, 0)
