@@ -43,14 +43,21 @@ def load_recipe(
     return _build(opened, settings or {}, commits or {})
 
 
-def parse_recipe(text: str, path: FilePath | None = None, settings: Mapping[str, Any] | None = None) -> Recipe:
+def parse_recipe(
+    text: str,
+    path: FilePath | None = None,
+    settings: Mapping[str, Any] | None = None,
+    place: FilePath | None = None,
+) -> Recipe:
     """The recipe that `text` describes; `path` is the file it came from, for messages and relative paths.
+
+    place: the folder that relative paths start from instead, for a recipe that was moved.
 
     Raises: RecipeError `file:line:column: what` (several as Several) for syntax, unknown keys, methods and parameters, wrong
     types and values, each with the nearest right name; UsageError for `settings` that name no variable or have another type.
     """
     label = str(path) if path else "recipe"
-    home = Folder(path.parent if path else FilePath())
+    home = Folder(place or (path.parent if path else FilePath()))
     identity = os.path.realpath(path) if path else ""
     stem = path.stem if path else "recipe"
     return _build(Opened(text.encode(errors="replace"), home, label, label, identity, stem, told=text), settings or {}, {})

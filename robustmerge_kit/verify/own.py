@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..factors import InCore, LowRank, Spectral
+from ..pipeline import finish
 from ..plan import Plan, SiteStep
 from ..sites import LoadedSite, Sites
 from ..spaces import Dense
@@ -32,8 +33,11 @@ class OwnCode:
         self._surveyed = False
         self._lock = Lock()
 
-    def expect(self, step: SiteStep, stack: Stack, factors: Factors, *, double: bool) -> ByRows:
-        """The merged delta of a site or of one expert; `double`: from float64 factors, else as the merge reads them."""
+    def expect(self, step: SiteStep, stack: Stack, factors: Factors, *, double: bool, cut: int | None = None) -> ByRows:
+        """The merged delta of a site or of one expert; `double`: from float64 factors, else as the merge reads them.
+
+        cut: the rank it is truncated to by the merge's code, too; None: not at all.
+        """
         with self._lock:
             if step.survey is not None and not self._surveyed:
                 self._sites.survey()
@@ -44,9 +48,9 @@ class OwnCode:
         if not present:
             return ByRows(shape, lambda start, stop: _noisy(torch.zeros(stop - start, shape[1]), 0.0), by)
         given = [(a.double(), b.double()) for a, b in factors] if double else factors
-        site = LoadedSite(replace(step, cut=None, cuts=None), present, given)
-        merged, _ = self._sites.merge([site], torch.device("cpu"))
-        delta = merged.delta
+        site = LoadedSite(replace(step, cut=cut, cuts=None, width=cut or step.width), present, given)
+        merged, draws = self._sites.merge([site], torch.device("cpu"))
+        delta = merged.delta if cut is None else finish(merged, site.step, draws).factors
         if isinstance(delta, Dense):
             return ByRows(shape, lambda start, stop: _noisy(delta.rows(start, stop), 1e-5), by)
         b, a = _multiplied(delta)

@@ -195,32 +195,32 @@ def test_a_batch_killed_again_and_again_ends_in_the_same_bytes(good: Path, fifty
     print(f"killed {killed} times; the last run found {counts['skipped']} done")
 
 
+def offspring(process: "subprocess.Popen[str]") -> tuple[list[psutil.Process], list[psutil.Process]]:
+    """The living processes of a batch: those that fork workers, and the workers, orphans too."""
+    found: list[psutil.Process] = []
+    for pid in psutil.pids():
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+            each = psutil.Process(pid)
+            if pid != process.pid and os.getsid(pid) == process.pid and each.status() != psutil.STATUS_ZOMBIE:
+                found.append(each)
+    nurseries = [each for each in found if each.ppid() == process.pid]
+    return nurseries, [each for each in found if each not in nurseries]
+
+
 def test_killed_workers_cost_attempts_and_nothing_else(good: Path, fifty: dict[str, Any]) -> None:
     chance = random.Random(time.time_ns())
     log = good / "events.jsonl"
     process = start(["recipes", "--out", "merged", "-j", "2", "--json", "-q", "--events", str(log), "--retries", "30"], good)
     assert until(log, "started", 1, process)
-    (nursery,) = psutil.Process(process.pid).children()
-    workers = nursery.children()
-    assert len(workers) == 2
     killed = 0
     while killed < KILLS and until(log, "done", 1 + killed * 30 // KILLS, process):
         time.sleep(chance.uniform(0, 0.1))
-        if killed == KILLS // 2 and nursery.is_running():
-            nursery.kill()  # its workers go on, and others come from another one when they die
-        running = [each for each in workers if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
-        victim = chance.choice(running)
-        victim.kill()
-        killed += 1
-        deadline = time.monotonic() + 60
-        while process.poll() is None and time.monotonic() < deadline:  # until another worker is there
-            with contextlib.suppress(psutil.NoSuchProcess):
-                children = [each for each in psutil.Process(process.pid).children(recursive=True) if each.cmdline()]
-                found = [each for each in children if each.ppid() != process.pid and each not in running]
-                if found:
-                    workers = [*running, *found]
-                    break
-            time.sleep(0.01)
+        nurseries, workers = offspring(process)
+        if killed == KILLS // 2 and nurseries:
+            nurseries[0].kill()  # its workers go on, and others come from another one when they die
+        if workers:
+            chance.choice(workers).kill()
+            killed += 1
     code, text, err = finish(process, 600)
     assert (code, err) == (0, "")
     assert contents(good / "merged") == fifty["merged"]

@@ -1,0 +1,83 @@
+"""PiSSA and OLoRA: adapters whose training began with a part of the base weight, taken out of the base.
+
+Training starts at factors B0, A0 of the weight W and at the base W - s B0 A0, where s is the adapter's scale. So what an adapter
+B, A changes in the plain base is of low rank, exactly:
+
+    D = (W - s B0 A0) + s B A - W = s [B | -B0] [A; A0]
+
+    pissa   s B0 A0 = U_r S_r V_r^T     the r leading singular triplets of W; B0 = U_r sqrt(S_r / s), A0 = sqrt(S_r / s) V_r^T
+    olora   B0 A0 = Q_r Q_r^T W         Q_r: orthonormal columns that span the first r columns of W; B0 = Q_r, A0 = Q_r^T W
+
+W stands for the base weight seen as (d_out, d_in). OLoRA takes it as it is stored: of a weight stored [in, out], Q_r spans the
+first r columns of W^T, and the product is transposed. The products do not depend on signs, and only where W has two
+equal values S_r = S_(r+1), or its first columns depend on each other, on more than W.
+
+Source: PiSSA, arXiv:2404.02948, eqs. (2)-(4); OLoRA, arXiv:2406.01775, algorithm 1; both as PEFT starts them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .factors import COMPUTE, LowRank, ratio
+
+Initial = Literal["pissa", "olora"]
+
+TILE = 1 << 20
+"""Entries of the base weight that are looked at together in float64."""
+
+
+def take_out(
+    a: Float[Tensor, "r d_in"], b: Float[Tensor, "d_out r"], initial: LowRank
+) -> tuple[Float[Tensor, "r2 d_in"], Float[Tensor, "d_out r2"]]:
+    """A and B of the delta to the plain base: [A; A0] and [B | -B0], in float32 or the wider dtype of the factors."""
+    dtype = torch.promote_types(COMPUTE, torch.promote_types(a.dtype, b.dtype))
+    return torch.cat([a.to(dtype), initial.a.to(a.device, dtype)]), torch.cat([b.to(dtype), -initial.b.to(b.device, dtype)], 1)
+
+
+def leading_triplets(weight: Float[Tensor, "d_out d_in"], rank: int, scale: float) -> LowRank:
+    """B0 and A0 of PiSSA, float64, from a weight of any floating dtype; zeros beyond min(d_out, d_in).
+
+    The eigenvectors of the smaller of W W^T and W^T W in float64 are nearer to the singular vectors than an SVD in float32. The
+    largest entry by magnitude of every column of B0 is positive.
+    """
+    wide = weight.shape[0] < weight.shape[1]
+    tall = weight.mT if wide else weight
+    gram = torch.zeros(tall.shape[1], tall.shape[1], dtype=torch.float64, device=weight.device)
+    for _, rows in _tiles(tall):
+        gram.addmm_(rows.mT, rows)
+    vectors = torch.linalg.eigh(gram).eigenvectors[:, -rank:].flip(1)
+    scaled = torch.cat([rows @ vectors for _, rows in _tiles(tall)])
+    values = torch.linalg.vector_norm(scaled, dim=0)
+    others = ratio(scaled, values.expand_as(scaled))
+    u, v = (vectors, others) if wide else (others, vectors)
+    root = (values / scale).sqrt()
+    return _signed(u * root, (v * root).mT, rank)
+
+
+def leading_columns(weight: Float[Tensor, "rows cols"], rank: int) -> LowRank:
+    """B0 and A0 of OLoRA for a weight as it is stored, float64; zeros beyond min(rows, cols)."""
+    q = torch.linalg.qr(weight[:, :rank].double()).Q
+    a = torch.zeros(q.shape[1], weight.shape[1], dtype=torch.float64, device=weight.device)
+    for first, rows in _tiles(weight):
+        a.addmm_(q[first : first + len(rows)].mT, rows)
+    return _signed(q, a, rank)
+
+
+def _signed(b: Tensor, a: Tensor, rank: int) -> LowRank:
+    largest = b.gather(0, b.abs().argmax(0, keepdim=True))[0]
+    sign = torch.where(largest < 0, -1.0, 1.0)
+    missing = rank - b.shape[1]
+    return LowRank(torch.nn.functional.pad(b * sign, (0, missing)), torch.nn.functional.pad(a * sign[:, None], (0, 0, 0, missing)))
+
+
+def _tiles(weight: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Rows in float64, a tile at a time, with the number of the first."""
+    size = max(1, TILE // weight.shape[1])
+    for first in range(0, weight.shape[0], size):
+        yield first, weight[first : first + size].double()
