@@ -11,6 +11,7 @@ UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u20
 """Characters that a terminal obeys instead of showing, that change the order of what is shown, or that are no characters."""
 
 _LONGEST = 4000
+_ODD = re.compile(rf"{UNPRINTABLE.pattern}|[^\S ]")
 _BLANKS = re.compile(r"[ \t\r\n]*[\t\r\n][ \t\r\n]*")
 _SECRETS = (
     (("hf_", "api_org_"), re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{16,}")),
@@ -24,10 +25,10 @@ _SECRETS = (
 
 
 def printable(text: str) -> str:
-    """The text on one line, control characters written out: a terminal shows it and does nothing else."""
-    if UNPRINTABLE.search(text) is None:
+    """The text on one line, control characters and unusual blanks written out: a terminal shows it and does nothing else."""
+    if _ODD.search(text) is None:
         return text
-    return UNPRINTABLE.sub(lambda found: repr(found[0])[1:-1], _BLANKS.sub(" ", text).strip())
+    return _ODD.sub(lambda found: repr(found[0])[1:-1], _BLANKS.sub(" ", text).strip())
 
 
 def find_secret(text: str) -> tuple[int, int] | None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 SiteKind = Literal["linear", "embedding", "conv", "experts"]
 Layout = Literal["peft", "llava", "numbered", "kohya", "diffusers", "mlx"]
+Initial = Literal["pissa", "olora"]
 ExtraKind = Literal["saved", "bias", "lora_bias", "tokens"]
 
 
@@ -29,6 +30,7 @@ class SiteFactors:
     leading axis of `experts` weights, and so are the factors; the site's name ends with the parameter's.
     transposed: the file holds A as (d_in, r) and B as (r, d_out).
     magnitude: of a DoRA site, whose delta is not s B A alone: the norm of every row of the adapted weight.
+    initial: how training took B0 A0 out of the base weight; the delta is then s (B A - B0 A0).
     axes, columns, nesting: of experts; see experts.py. flipped: A and B are read as the transposed B and A, which is the
     same update for a parameter whose axes are the other way round.
     """
@@ -39,6 +41,7 @@ class SiteFactors:
     kind: SiteKind = "linear"
     transposed: bool = False
     magnitude: TensorRef | None = None
+    initial: Initial | None = None
     experts: int = 1
     axes: Axes = "out_in"
     columns: Columns = "peft"

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..disclosure import UNPRINTABLE
 from ..errors import InputError
+from .adapter import Initial
 from .opened import is_scale, scale_of
 from .patterns import Pattern
 
@@ -80,6 +81,8 @@ _TYPES: dict[str, tuple[str, ...]] = {
 }
 """What the keys may hold that are read as text; null is always allowed."""
 _MODIFIED_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_INITIAL: dict[str, Initial] = {"pissa": "pissa", "olora": "olora"}
+"""What training took out of the base is known from the base alone."""
 
 
 @dataclass(frozen=True)
@@ -160,13 +163,21 @@ def _check_init(init: Any, where: str, allow: Collection[str]) -> None:
     name = init.lower()
     if name == "mica":
         raise InputError("init_lora_weights is 'mica': MiCA has other mathematics than LoRA", where=where, hint="leave it out")
-    if name.startswith(_MODIFIED_INITS) and "modified_init" not in allow:
+    known = "known_init" in allow and name in _INITIAL
+    if name.startswith(_MODIFIED_INITS) and not known and "modified_init" not in allow:
+        way_out = "name the plain base in the recipe as base_model, which makes it exact; or " if name in _INITIAL else ""
         raise InputError(
             f"trained on a modified base (init_lora_weights: {init}), so B A is not a delta of the plain base",
             where=where,
-            hint="save it with PEFT's path_initial_model_for_weight_conversion or merge it into ITS residual base first; "
-            "`allow: [modified_init]` overrides",
+            hint=f"{way_out}save it with PEFT's path_initial_model_for_weight_conversion or merge it into ITS residual base "
+            "first; `allow: [modified_init]` overrides",
         )
+
+
+def read_initial(config: Mapping[str, Any], allow: Collection[str]) -> Initial | None:
+    """How training began with a part of the base weight, where that part can be made again; None where B A is the delta."""
+    init = config.get("init_lora_weights")
+    return _INITIAL.get(init.lower()) if isinstance(init, str) and "modified_init" not in allow else None
 
 
 def read_scaling(config: Mapping[str, Any], where: str, alpha: float | None, notes: list[str]) -> Scaling:

@@ -110,7 +110,7 @@ def _metadata_scalings(settings: Mapping[str, Mapping[str, Any]], opened: Opened
     scalings: dict[str, Scaling] = {}
     for component, config in settings.items():
         where = f"{opened.where}: {METADATA}" + (f" of {component}" if component else "")
-        opened.notes.extend(check_config(config, where, opened.allow))
+        opened.notes.extend(check_config(config, where, set(opened.allow) - {"known_init"}))
         _refuse_dora_flag(config, where)
         scalings[component] = read_scaling(config, where, opened.alpha, opened.notes)
     return scalings

@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import InputError
 from ..shards import TensorRef
 from .adapter import Adapter, SiteFactors, SiteKind
-from .config import Scaling, base_of, check_config, read_scaling
+from .config import Scaling, base_of, check_config, read_initial, read_scaling
 from .experts import Behind, count_experts, decide_axes, find_parameters, warn_of_unsloth
 from .extras import read_extras
 from .keys import Key, choose_adapter, parse_keys
@@ -40,7 +40,7 @@ def read_peft(opened: Opened) -> Adapter:
     if not sites:
         shown = ", ".join(list(opened.tensors)[:5])
         raise InputError(f"holds no LoRA factors (keys: {shown})", where=where, hint="this is not a LoRA adapter")
-    sites = _with_magnitudes(sites, keys, opened)
+    sites = _with_initial(_with_magnitudes(sites, keys, opened), opened, config_where)
     extras = read_extras(keys, opened.tensors, sites, config, where, notes)
     notes.extend(dtype_notes([ref for site in sites.values() for ref in (site.a, site.b)]))
     base = base_of(config, notes)
@@ -206,3 +206,26 @@ def make_site(module: str, a: TensorRef, b: TensorRef, kind: SiteKind, where: st
             hint="the two halves come from different adapters",
         )
     return SiteFactors(a, b, 1.0, kind)
+
+
+def _with_initial(sites: dict[str, SiteFactors], opened: Opened, where: str) -> dict[str, SiteFactors]:
+    """The sites of an adapter whose training began with a part of the base weight.
+
+    Raises: InputError where no training can have begun like that: PEFT knows these inits for linear modules alone, and a scale
+        must be positive.
+    """
+    config = opened.config or {}
+    initial = read_initial(config, opened.allow)
+    if initial is None:
+        return sites
+    init = config["init_lora_weights"]
+    for name, site in sites.items():
+        if site.kind != "linear" or config.get("target_parameters"):
+            raise InputError(f"{name}: init_lora_weights: {init} is defined for linear modules, not for {site.kind}", where=where)
+        if site.scale <= 0:
+            raise InputError(f"{name}: init_lora_weights: {init} needs a positive alpha, not {site.scale:g} of scale", where=where)
+    opened.notes.append(
+        f"trained on a modified base (init_lora_weights: {init}); its delta to the plain base is s (B A - B0 A0), of twice the "
+        "rank, with B0 A0 made from the base"
+    )
+    return {name: replace(site, initial=initial) for name, site in sites.items()}

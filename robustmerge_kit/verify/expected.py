@@ -13,6 +13,12 @@ from .records import CheckedBy
 from .stack import UNIT
 
 
+EXACT_SIDE = 2048
+"""Above this shorter side a dense delta is truncated by a randomised method, whose result is near the best one, not it."""
+NEAR = 1.05
+"""How much larger than the least its error may then be."""
+
+
 @dataclass(frozen=True)
 class Factored:
     """D = b a. exact: the merge writes these very factors, in this order, each number within `noise_b` and `noise_a`.
@@ -98,14 +104,6 @@ class ByRows:
     def rows(self, start: int, stop: int) -> tuple[Tensor, Tensor, int]:
         return self.make(start, stop)
 
-    def held(self) -> ByRows:
-        """The same with all numbers in memory."""
-        values, noise, undecided = self.make(0, self.shape[0])
-        whole = self.shape[0]
-        return replace(
-            self, make=lambda start, stop: (values[start:stop], noise[start:stop], undecided * (stop - start) // whole)
-        )
-
     def transposed(self) -> Expected:
         values, noise, undecided = self.make(0, self.shape[0])
         turned, blurred, whole = values.T, noise.T, self.shape[1]
@@ -138,7 +136,8 @@ class ByRows:
 
     def tail(self, k: int) -> float:
         """||D - its best approximation of rank k||_F."""
-        return float(self.values[k:].sum().sqrt())
+        least = float(self.values[k:].sum().sqrt())
+        return least * NEAR if min(self.shape) > EXACT_SIDE else least
 
 
 Expected = Factored | ByRows

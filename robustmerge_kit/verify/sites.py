@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,7 +10,7 @@ import torch
 from ..plan import Change, ExtraStep, Fold, Place, Plan, SiteStep
 from ..recipe import EnergyRank
 from .expect import Keys, expect
-from .expected import ByRows, Expected
+from .expected import EXACT_SIDE, ByRows, Expected
 from .factored import Written, compare_factors
 from .folded import compare_change, compare_copy, compare_site
 from .outputs import AdapterOutput, ModelOutput, extra_values
@@ -18,9 +18,6 @@ from .own import OwnCode
 from .precision import BITS, first_beyond, half_step
 from .records import Check
 from .stack import Factors, Stack, read_stacks
-
-EXACT_SIDE = 2048
-"""Above this shorter side a dense delta is truncated by a randomised method, whose result is near the best one, not it."""
 
 Job = SiteStep | ExtraStep | Change | str
 """A site, a tensor made of whole tensors of the inputs, or the name of a tensor that is the base's own."""
@@ -46,26 +43,20 @@ class Checker:
         written = output.written(step)
         if written is None:
             return _absent(step.site, step.method.name)
-        parts = [self._one(one, *rest, own) for (one, *rest), own in zip(self._stacks(step), written, strict=True)]
+        parts = [self._one(one, *rest, own) for (one, *rest), own in zip(read_stacks(step), written, strict=True)]
         return replace(_worst(parts), name=step.site)
 
-    def _stacks(self, step: SiteStep) -> list[tuple[SiteStep, Stack, Factors]]:
-        return read_stacks(step)
-
     def _one(self, step: SiteStep, stack: Stack, factors: Factors, written: Written) -> Check:
-        depends = self.plan.rank_depends_on_data
-        cut = written.rank if depends else step.cut
-        check: Check | None = None
+        cut = written.rank if self.plan.rank_depends_on_data else step.cut
+        first: Check | None = None
         for expected in self._candidates(step, stack, factors):
-            tile = self._tile(expected)
-            check = check or compare_factors(step.site, step.method.name, expected, written, tile, cut)
-            if check.problem is not None and check.by != expected.by:
-                again = compare_factors(step.site, step.method.name, expected, written, tile, cut)
-                check = again if again.problem is None else check
+            tile = max(1, self.entries // expected.shape[1])
+            check = compare_factors(step.site, step.method.name, expected, written, tile, cut)
             if check.problem is None:
                 return self._judge_rank(check, expected, written)
-        assert check is not None
-        return check
+            first = first or check
+        assert first is not None
+        return first
 
     def _judge_rank(self, check: Check, expected: Expected, written: Written) -> Check:
         """Whether a rank that keeps a share of the energy is the smallest that does."""
@@ -160,9 +151,6 @@ class Checker:
         for double in (True, False):
             yield self.own.expect(step, stack, factors, double=double)
 
-    def _tile(self, expected: Expected) -> int:
-        return max(1, self.entries // expected.shape[1])
-
 
 def _absent(name: str, method: str | None) -> Check:
     return Check(name, method, "bytes", 0, 1.0, 0.0, 0.0, 0, "is not there, or cannot be compared")
@@ -181,6 +169,3 @@ def _worst(parts: Sequence[Check]) -> Check:
         undecided=sum(part.undecided for part in parts),
         problem=bad,
     )
-
-
-Work = Callable[[Job], Check]

@@ -151,3 +151,9 @@ def test_patterns_written_for_strange_names_fit_that_name_alone(site: str) -> No
     for other in ("a.bb", "abbb", "x", "y", "q", "zzz", "aaaa"):
         assert re.match(rf"(.*\.)?({key})$", other) is None or other == site
     assert printable(key) == key
+
+
+@pytest.mark.parametrize("blank", ["\u2007", "\u00a0", "\u3000", "\v", "\x85"])
+def test_unusual_blanks_are_written_out(blank: str) -> None:
+    assert printable(f"tensor {blank}x") == f"tensor {repr(blank)[1:-1]}x"
+    assert printable("two words") == "two words"
