@@ -1,14 +1,18 @@
-"""The base weight of one site as its delta sees it, read in tiles of rows."""
+"""The base weight of one site as its delta sees it, read in tiles of rows, and deltas that are relative to it."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from .adapters import check_values
 from .dora import Rows
-from .plan import BaseWeight
+from .factors import LowRank
+from .initial import leading_columns, leading_triplets, take_out
+from .plan import BaseWeight, Member, SiteStep
 
 IN_MEMORY = 64 << 20
 """Bytes of a weight that may be held to be turned over; a larger one waits in a file."""
@@ -28,6 +32,41 @@ def open_rows(weight: BaseWeight) -> Rows:
         return weight.ref.read_flat(first, place.first + stop * place.cols).view(stop - start, place.cols)
 
     return rows
+
+
+def relative_to_base(
+    step: SiteStep, factors: Sequence[tuple[Tensor, Tensor]], device: torch.device
+) -> list[tuple[Tensor, Tensor]]:
+    """(A, B) of every member's delta to the plain base: of a member that began with a part of it, without that part.
+
+    factors: as stored. The part is made on the device and comes back from it.
+
+    Raises: InputError for NaN or Inf in the base weight.
+    """
+    if step.weight is None or not any(member.factors.initial for member in step.members):
+        return list(factors)
+    weight = open_rows(step.weight)(0, step.model.d_out)
+    check_values(step.weight.ref.where, weight)
+    weight = weight.to(device)
+    made: dict[object, LowRank] = {}
+    found: list[tuple[Tensor, Tensor]] = []
+    for member, (a, b) in zip(step.members, factors, strict=True):
+        if member.factors.initial is None:
+            found.append((a, b))
+            continue
+        key = member.factors.initial, member.factors.rank, member.factors.scale
+        if key not in made:
+            made[key] = _initial(member, weight, transposed=step.weight.place.transposed)
+        found.append(take_out(a, b, made[key]))
+    return found
+
+
+def _initial(member: Member, weight: Tensor, *, transposed: bool) -> LowRank:
+    factors = member.factors
+    if factors.initial == "pissa":
+        return leading_triplets(weight, factors.rank, factors.scale)
+    stored = leading_columns(weight.mT if transposed else weight, factors.rank)
+    return LowRank(stored.a.mT, stored.b.mT) if transposed else stored
 
 
 def _turned(weight: BaseWeight) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .adapters import check_values
+from .base_weight import relative_to_base
 from .errors import InputError, PlanError
 from .factors import LowRank
 from .flow import Flow
@@ -179,14 +180,15 @@ class _Runner:
         if isinstance(job, ExtraStep):
             return _merge_extra(job, loaded)  # pyright: ignore[reportArgumentType]
         with self._on_device():
-            merged = [merged for group in group_sites(job, loaded) for merged in self._merge_halving(group)]  # pyright: ignore
+            groups = group_sites(job, self._relative(job, loaded))  # pyright: ignore[reportArgumentType]
+            merged = [merged for group in groups for merged in self._merge_halving(group)]
         return _join_experts(job, merged)
 
     def spectra(self, job: Job, loaded: list[Factors]) -> dict[str, Tensor]:
         assert not isinstance(job, ExtraStep)
         found: dict[str, Tensor] = {}
         with self._on_device():
-            for group in group_sites(job, loaded):
+            for group in group_sites(job, self._relative(job, loaded)):
                 if not group[0].present:
                     found |= {site.step.site: torch.zeros(1, dtype=torch.float64) for site in group}
                     continue
@@ -195,6 +197,9 @@ class _Runner:
                 values = singular_values(merged, step, self.energy, draws).cpu().reshape(len(group), -1)
                 found |= {site.step.site: values[i] for i, site in enumerate(group)}
         return found
+
+    def _relative(self, job: tuple[SiteStep, ...], loaded: list[Factors]) -> list[Factors]:
+        return [relative_to_base(step, factors, self.device) for step, factors in zip(job, loaded, strict=True)]
 
     @contextlib.contextmanager
     def _on_device(self) -> Generator[None]:

@@ -19,14 +19,16 @@ import torch
 from torch import Tensor
 
 from .adapters import check_values
+from .base_weight import relative_to_base
 from .deltas import SiteDelta, delta_of
 from .errors import InputError, PlanError
 from .flow import Flow
 from .outcome import Outcome, SiteReport
-from .plan import TILE, Change, Copy, Fold, Part, Place, Plan, SiteStep, job_bytes
+from .plan import TILE, Change, Copy, Fold, Place, Plan, SiteStep, job_bytes
 from .resources import Resources
 from .shards import TensorRef, bytes_of, will_read
 from .sites import Factors, LoadedSite, Sites, group_sites
+from .whole_tensors import made_of
 
 Job = SiteStep | Change | Copy
 Region = tuple[str, int, int]
@@ -257,7 +259,7 @@ class _Folder:
     # --- sites --------------------------------------------------------------------------------------------------------
 
     def _add(self, step: SiteStep, factors: Factors) -> dict[str, Any]:
-        groups = group_sites((step,), [factors])
+        groups = group_sites((step,), [relative_to_base(step, factors, self._local.device)])
         try:
             written, retained = self._add_on(step, groups, self._local.device)
         except torch.OutOfMemoryError:
@@ -269,11 +271,7 @@ class _Folder:
             self.outcome.notes.append(f"{step.site}: too large for the GPU, folded on the CPU")
             written, retained = self._add_on(step, groups, torch.device("cpu"))
         if not math.isfinite(written.norm2 + written.error2):
-            raise PlanError(
-                f"the result does not fit into {self.specs[self.fold.places[step.site][0].tensor].dtype}",
-                where=f"site {step.site}",
-                hint="set output.dtype: float32 or bfloat16, or lower gain and weights",
-            )
+            self._refuse_infinite(step)
         zero = set.intersection(*(set(site.zero) for group in groups for site in group))
         shares = self.sites.approximated.get(step.site, {})
         return {"retained": retained, "zero": sorted(zero), "approximated": list(shares.items()), **asdict(written)}
@@ -291,6 +289,18 @@ class _Folder:
                 elif not torch.isfinite(rounded.sum()):
                     error2 = math.inf
         return _Written(crc, delta.norm2 if delta else 0.0, error2), retained
+
+    def _refuse_infinite(self, step: SiteStep) -> None:
+        for place in self.fold.places[step.site]:
+            ref = self._base(place.tensor)
+            assert ref is not None
+            for first in range(place.first, place.end, TILE):
+                check_values(ref.where, ref.read_flat(first, min(place.end, first + TILE)))
+        raise PlanError(
+            f"the result does not fit into {self.specs[self.fold.places[step.site][0].tensor].dtype}",
+            where=f"site {step.site}",
+            hint="set output.dtype: float32 or bfloat16, or lower gain and weights",
+        )
 
     def _tile(
         self, delta: SiteDelta | None, place: Place, first: int, rows: int, device: torch.device
@@ -316,14 +326,9 @@ class _Folder:
         size = max(1, TILE // max(1, cols)) * max(1, cols)
         dtype: torch.dtype = getattr(torch, self.specs[change.tensor].dtype)
         crc = 0
-        rows = [_rows_of(part) for part in change.parts]
         for first in range(0, change.spec.numel, size):
             end = min(change.spec.numel, first + size)
-            if change.rule == "equal":
-                values = _agreeing(change, first, end)
-            else:
-                values = _summed(change, base, first, end, cols, rows)
-            rounded = values.to(dtype)
+            rounded = made_of(change, base, first, end).to(dtype)
             if dtype.is_floating_point:
                 _refuse_overflow(rounded, change.parts[0].ref, change.tensor)
             crc = self._store(change.tensor, first, rounded, crc)
@@ -358,64 +363,6 @@ def _tiles(place: Place) -> Iterator[tuple[int, int]]:
     size = max(1, TILE // place.cols)
     for first in range(0, place.rows, size):
         yield first, min(size, place.rows - first)
-
-
-def _rows_of(part: Part) -> dict[int, int]:
-    """Row of the base -> row of the part's value."""
-    return {row: i for i, row in enumerate(part.rows or ())}
-
-
-def _agreeing(change: Change, first: int, end: int) -> Tensor:
-    values = change.parts[0].ref.read_flat(first, end)
-    if values.is_floating_point():
-        check_values(change.parts[0].ref.where, values)
-    for part in change.parts[1:]:
-        if not torch.equal(part.ref.read_flat(first, end), values):
-            raise PlanError(
-                f"{change.tensor} differs between {change.parts[0].ref.path} and {part.ref.path}",
-                where="extras",
-                hint="choose extras: mean, first, {first: NAME} or drop",
-            )
-    return values
-
-
-def _summed(
-    change: Change, base: TensorRef | None, first: int, end: int, cols: int, rows: Sequence[Mapping[int, int]]
-) -> Tensor:
-    """The base plus the sum of coefficient * (value - base); where the base has no such rows, the values alone."""
-    if base is None or base.spec.shape != change.spec.shape:
-        if len(change.parts) == 1 and change.parts[0].coefficient == 1:
-            return _checked(change.parts[0].ref, first, end)
-        out = torch.zeros(end - first)
-        for part in change.parts:
-            out += part.coefficient * _checked(part.ref, first, end).float()
-        return out
-    stored = base.read_flat(first, end)
-    exact = torch.float64 if stored.dtype == torch.float64 else torch.float32
-    start = stored.to(exact)
-    out = start.clone()
-    for part, where in zip(change.parts, rows, strict=True):
-        if part.rows is not None:
-            for row in range(first // cols, end // cols):
-                if row in where:
-                    at = slice(row * cols - first, (row + 1) * cols - first)
-                    value = _checked(part.ref, where[row] * cols, (where[row] + 1) * cols).to(exact)
-                    out[at] += part.coefficient * (value - start[at])
-            continue
-        value = _checked(part.ref, first, end).to(exact)
-        out += part.coefficient * (value - start if part.absolute else value)
-    if all(part.absolute and part.rows is None for part in change.parts) and len(change.parts) == 1:
-        (part,) = change.parts
-        if part.coefficient == 1:
-            return _checked(part.ref, first, end)
-    return out
-
-
-def _checked(ref: TensorRef, first: int, end: int) -> Tensor:
-    values = ref.read_flat(first, end)
-    if values.is_floating_point():
-        check_values(ref.where, values)
-    return values
 
 
 def _refuse_overflow(values: Tensor, ref: TensorRef, tensor: str) -> None:

@@ -1,7 +1,7 @@
 """PiSSA and OLoRA: adapters whose training began with a part of the base weight, taken out of the base.
 
-Training starts at factors B0, A0 of the weight W and at the base W - s B0 A0, where s is the adapter's scale. So what an adapter
-B, A changes in the plain base is of low rank, exactly:
+Training starts at factors B0, A0 of the weight W and at the base W - s B0 A0, where s is the adapter's scale. So what an
+adapter B, A changes in the plain base is of low rank, exactly:
 
     D = (W - s B0 A0) + s B A - W = s [B | -B0] [A; A0]
 
@@ -18,15 +18,13 @@ Source: PiSSA, arXiv:2404.02948, eqs. (2)-(4); OLoRA, arXiv:2406.01775, algorith
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .factors import COMPUTE, LowRank, ratio
-
-Initial = Literal["pissa", "olora"]
 
 TILE = 1 << 20
 """Entries of the base weight that are looked at together in float64."""
@@ -73,7 +71,7 @@ def _signed(b: Tensor, a: Tensor, rank: int) -> LowRank:
     largest = b.gather(0, b.abs().argmax(0, keepdim=True))[0]
     sign = torch.where(largest < 0, -1.0, 1.0)
     missing = rank - b.shape[1]
-    return LowRank(torch.nn.functional.pad(b * sign, (0, missing)), torch.nn.functional.pad(a * sign[:, None], (0, 0, 0, missing)))
+    return LowRank(pad(b * sign, (0, missing)), pad(a * sign[:, None], (0, 0, 0, missing)))
 
 
 def _tiles(weight: Tensor) -> Iterator[tuple[int, Tensor]]:

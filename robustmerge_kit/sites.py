@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .adapters import check_values, find_zeros
-from .base_weight import open_rows
+from .base_weight import open_rows, relative_to_base
 from .dora import OnBase, fold_magnitudes
 from .draws import KeyedDraws
 from .factors import FactorStack, Weights
@@ -20,12 +20,12 @@ from .plan import Plan, SiteStep
 from .spaces import Represented, Surveyed, survey_all
 
 Factors = list[tuple[Tensor, Tensor]]
-"""(A, B) of every member of a site, as stored."""
+"""(A, B) of every member of a site, as stored, or relative to the base where `relative_to_base` made them so."""
 
 
 @dataclass(frozen=True)
 class LoadedSite:
-    """The factors of one site, or of one fused expert, as read. `present` are the members whose delta is not zero, by position
+    """The factors of one site, or of one fused expert. `present` are the members whose delta is not zero, by position
     in the step.
     """
 
@@ -70,7 +70,8 @@ class Sites:
 
     def _each(self, steps: Sequence[SiteStep]) -> Generator[tuple[Represented, KeyedDraws, list[int]]]:
         for step in steps:
-            groups = group_sites((step,), [[member.factors.read() for member in step.members]])
+            factors = relative_to_base(step, [member.factors.read() for member in step.members], self.device)
+            groups = group_sites((step,), [factors])
             each = {site.step.site: site for group in groups for site in group}
             for site in (each[one.site] for one in step.each()):
                 if site.present:
@@ -137,7 +138,8 @@ def on_base(site: LoadedSite, stack: FactorStack) -> tuple[FactorStack, OnBase |
 def group_sites(steps: Sequence[SiteStep], loaded: Sequence[Factors]) -> list[list[LoadedSite]]:
     """Check the values read and split them into batches of one shape, rank and set of adapters that are not zero.
 
-    A zero delta leaves the stack. Fused experts are sites of their own, called `site[e]`.
+    loaded: the factors of every step, relative to the base. A zero delta leaves the stack. Fused experts are sites of their
+    own, called `site[e]`.
     """
     each = [one for step, factors in zip(steps, loaded, strict=True) for one in _experts(step, factors)]
     named = [

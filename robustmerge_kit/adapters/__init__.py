@@ -1,6 +1,6 @@
 """Adapters of every known layout, read into one form without touching their numbers."""
 
-from .adapter import Adapter, Extra, ExtraKind, Layout, SiteFactors, SiteKind
+from .adapter import Adapter, Extra, ExtraKind, Initial, Layout, SiteFactors, SiteKind
 from .align import align, base_name
 from .check import check_values, find_zeros
 from .experts import Columns, is_target, pack, registered_order
@@ -12,6 +12,7 @@ __all__ = [
     "Columns",
     "Extra",
     "ExtraKind",
+    "Initial",
     "Layout",
     "SiteFactors",
     "SiteKind",

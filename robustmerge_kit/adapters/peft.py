@@ -221,9 +221,10 @@ def _with_initial(sites: dict[str, SiteFactors], opened: Opened, where: str) -> 
     init = config["init_lora_weights"]
     for name, site in sites.items():
         if site.kind != "linear" or config.get("target_parameters"):
-            raise InputError(f"{name}: init_lora_weights: {init} is defined for linear modules, not for {site.kind}", where=where)
+            kind = "target_parameters" if config.get("target_parameters") else site.kind
+            raise InputError(f"{name}: init_lora_weights: {init} is defined for linear modules, not for {kind}", where=where)
         if site.scale <= 0:
-            raise InputError(f"{name}: init_lora_weights: {init} needs a positive alpha, not {site.scale:g} of scale", where=where)
+            raise InputError(f"{name}: init_lora_weights: {init} needs a positive scale, not {site.scale:g}", where=where)
     opened.notes.append(
         f"trained on a modified base (init_lora_weights: {init}); its delta to the plain base is s (B A - B0 A0), of twice the "
         "rank, with B0 A0 made from the base"

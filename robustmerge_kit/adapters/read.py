@@ -46,9 +46,9 @@ def read_adapter(
     """Read an adapter of any known layout, headers only; torch is imported for `.bin` and `.pt` files alone.
 
     adapter_name: which adapter of a file or folder that holds several. alpha: replaces the stored alpha.
-    rename: {from: to} rewrites leading module names. allow: "modified_init" accepts PiSSA-like adapters and takes their B A as it
-    is, "known_init" accepts those whose `initial` factors the base tells, "links" files that are links out of the folder; a file
-    that `source` names itself may be one.
+    rename: {from: to} rewrites leading module names. allow: "modified_init" accepts PiSSA-like adapters and takes their B A as
+    it is, "known_init" those whose initial factors the base tells, as sites with `initial`, "links" files that are links out of
+    the folder; a file that `source` names itself may be one.
     expert_axes, expert_layout: how factors of fused experts lie, where the files do not tell; see experts.py.
     Raises: InputError for everything that is broken, unknown, or not a plain LoRA delta, by name.
     """

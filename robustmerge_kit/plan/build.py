@@ -26,7 +26,7 @@ from .llava import llava_target
 from .profiles import check_profile, served_rank
 from .steps import BaseWeight, Member, Plan, SiteStep, takes_deltas
 from .targets import Target, model, peft, same
-from .weights import find_weights
+from .weights import find_weights, notes_on_weights
 
 
 def make_plan(recipe: Recipe, inputs: Inputs, layout: Layout = DEFAULT_LAYOUT) -> Plan:
@@ -74,7 +74,7 @@ def make_plan(recipe: Recipe, inputs: Inputs, layout: Layout = DEFAULT_LAYOUT) -
         steps=_with_width(steps, recipe),
         extras=extras,
         dropped=dropped,
-        notes=(*recipe.notes, *inputs.notes, *(fold.notes if fold else ()), *remarks),
+        notes=(*recipe.notes, *inputs.notes, *(fold.notes if fold else ()), *remarks, *notes_on_weights(steps)),
         fold=fold,
         base=inputs.base if fold or weights else None,
     )
@@ -131,7 +131,7 @@ def _plan_site(
     }
     params = settle.params(method, values, site)
     _check_method(site, method, params, present, [weight for _, weight in absent])
-    ranks = [member.factors.rank for member in present]
+    ranks = [member.rank for member in present]
     space = resolve_space(settings.space, method, site)
     own_rank = rank_in_space(space[0], space[1], ranks) if space else method.rank(ranks, params)
     model = present[0].factors
@@ -160,7 +160,7 @@ def _plan_site(
         width=full_rank,
         names=target.factor_names(site, model),
         columns=target.columns,
-        weight=weight if scaled else None,
+        weight=weight if scaled or any(member.factors.initial for member in present) else None,
     )
 
 
@@ -183,9 +183,7 @@ def _rank_on_base(
             where=f"site {site}",
             hint="use a method of the deltas, e.g. linear or ties",
         )
-    ranks = [
-        widest_rank(m.factors.rank, model.d_out, model.d_in) if m.factors.magnitude else m.factors.rank for m in present
-    ]
+    ranks = [widest_rank(m.rank, model.d_out, model.d_in) if m.factors.magnitude else m.rank for m in present]
     return rank_in_space(space[0], space[1], ranks) if space else method.rank(ranks, params)
 
 
@@ -199,7 +197,7 @@ def _check_method(site: str, method: Method, params: Params, present: Sequence[M
             where=f"site {site}",
             hint="use another method, or `overrides` for these sites",
         )
-    ranks = sorted({member.factors.rank for member in present})
+    ranks = sorted({member.rank for member in present})
     if method.equal_ranks and len(ranks) > 1:
         raise PlanError(
             f"{method.name} needs adapters of equal rank, got ranks {', '.join(map(str, ranks))}",

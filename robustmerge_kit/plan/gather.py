@@ -34,6 +34,7 @@ def gather(recipe: Recipe) -> Inputs:
     names = labels(recipe.adapters)
     places = [f"adapters[{index}]" for index in range(len(recipe.adapters))]
     sources = resolve_all([entry.adapter for entry in recipe.adapters], recipe.place, places, recipe.origin.commits)
+    allow = (*recipe.allow, "known_init") if recipe.base_model else recipe.allow
     adapters: list[Adapter] = []
     errors: list[RmkitError] = []
     for index, (entry, source) in enumerate(zip(recipe.adapters, sources, strict=True)):
@@ -45,7 +46,7 @@ def gather(recipe: Recipe) -> Inputs:
                     adapter_name=entry.adapter_name,
                     alpha=entry.alpha,
                     rename=entry.rename,
-                    allow=recipe.allow,
+                    allow=allow,
                     expert_axes=entry.expert_axes,
                     expert_layout=entry.expert_layout,
                 )
@@ -54,7 +55,8 @@ def gather(recipe: Recipe) -> Inputs:
             error.where = f"{places[index]}: {error.where}".removesuffix(": ")
             errors.append(error)
     raise_all(errors)
-    base = _open_base(recipe)
+    begun = any(site.initial for adapter in adapters for site in adapter.sites.values())
+    base = _open_base(recipe) if recipe.needs_base or begun else None
     fitted: list[str] = []
     if base is not None:
         adapters, fitted = _fit(adapters, base, recipe)
@@ -62,9 +64,7 @@ def gather(recipe: Recipe) -> Inputs:
     return Inputs(tuple(aligned), (*fitted, *notes), base)
 
 
-def _open_base(recipe: Recipe) -> Checkpoint | None:
-    if not recipe.needs_base:
-        return None
+def _open_base(recipe: Recipe) -> Checkpoint:
     if recipe.base_model is None:
         key = "output.kind: model" if recipe.output.kind == "model" else "dora: delta"
         raise PlanError(f"{key} needs the base", where="base_model", hint="add base_model: FOLDER or org/name")

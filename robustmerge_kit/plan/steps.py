@@ -38,6 +38,11 @@ class Member:
     weight: float
 
     @property
+    def rank(self) -> int:
+        """Rank of the delta: twice the factors' where a part of the base is taken out of it."""
+        return self.factors.rank * (2 if self.factors.initial else 1)
+
+    @property
     def coefficient(self) -> float:
         """Weight times scale: D_t = coefficient * B_t A_t."""
         return self.weight * self.factors.scale
@@ -58,7 +63,7 @@ class SiteStep:
     full_rank: rank of the method's result, an upper bound (min(d_out, d_in) where it is dense). cut: rank the result is
     truncated to, None: as it is. width: rank it is written with, by zero padding.
     cuts: of fused experts, the rank of every one where these differ; `cut` is then the largest. columns: how their factors
-    are written. weight: the base's, where a member is DoRA.
+    are written. weight: the base's, where a member's delta depends on it.
     space: its name and options. survey: parameters for all adapters of the recipe, where statistics span all sites.
     """
 
@@ -118,7 +123,7 @@ class SiteStep:
 
     @property
     def ranks(self) -> tuple[int, ...]:
-        return tuple(member.factors.rank for member in self.members)
+        return tuple(member.rank for member in self.members)
 
     @property
     def shape_key(self) -> tuple[object, ...]:
@@ -134,7 +139,7 @@ class SiteStep:
             self.model.d_out,
             self.model.d_in,
             tuple(
-                (m.index, m.weight, m.factors.scale, m.factors.rank, m.factors.a.spec.dtype, m.factors.b.spec.dtype)
+                (m.index, m.weight, m.factors.scale, m.rank, m.factors.a.spec.dtype, m.factors.b.spec.dtype)
                 for m in self.members
             ),
         )
@@ -151,7 +156,8 @@ class SiteStep:
         small = 8 * 6 * min(rank_sum, max(self.model.d_in, self.model.d_out)) ** 2
         work = 4 * width * 3 * rank_sum + small
         together = min(self.experts or 1, self.experts_at_once)
-        return self.read_bytes + work * together + 4 * width * 2 * self.width * (self.experts or 1) + self._base_bytes
+        result = 4 * width * 2 * self.width * (self.experts or 1)
+        return self.read_bytes + work * together + result + self._delta_bytes + self._initial_bytes
 
     @property
     def experts_at_once(self) -> int:
@@ -166,13 +172,23 @@ class SiteStep:
         rank_sum = sum(self.ranks)
         factors = 16 * (self.model.d_in + self.model.d_out) * min(rank_sum, self.model.d_in, self.model.d_out)
         blocks = 4 * 4 * (1 << 20) if self.dense else 0
-        base = 0 if self.on_deltas and self.cut is None else self._base_bytes
+        base = self._initial_bytes + (0 if self.on_deltas and self.cut is None else self._delta_bytes)
         return self.read_bytes + factors * max(1, self.model.experts) + blocks + base
 
     @property
-    def _base_bytes(self) -> int:
+    def _initial_bytes(self) -> int:
+        """Estimated memory for the factors with which PiSSA and OLoRA begin: the weight as stored, and PiSSA's eigenvectors."""
+        inits = {member.factors.initial for member in self.members} - {None}
+        if self.weight is None or not inits:
+            return 0
+        side = min(self.model.d_out, self.model.d_in)
+        stored = self.weight.ref.spec.nbytes * self.model.d_out * self.model.d_in // self.weight.ref.spec.numel
+        return stored + 8 * 4 * (1 << 20) + ("pissa" in inits) * 8 * 4 * side**2
+
+    @property
+    def _delta_bytes(self) -> int:
         """Estimated memory for a DoRA delta as a whole, which is held up to a size, and for tiles of it in float64."""
-        if self.weight is None:
+        if self.weight is None or not any(member.factors.magnitude for member in self.members):
             return 0
         return 4 * min(self.model.d_out * self.model.d_in, HELD_ENTRIES) + 8 * 4 * (1 << 20)
 

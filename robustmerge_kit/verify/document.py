@@ -77,6 +77,7 @@ def _check(check: Check) -> dict[str, Any]:
         "entries": check.entries,
         "error": _finite(check.error),
         "allowed": _finite(check.allowed),
+        "rank_limit": _finite(check.limited),
         "worst_share": _finite(check.worst),
         "undecided": check.undecided,
         "problem": check.problem,

@@ -7,7 +7,7 @@ be off by as much as the other decision would change it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,6 @@ class Site:
     tile: int
     normalize: float | None = None
     """Sum of all weights, where the method divides by it."""
-    limits: dict[str, list[tuple[float, float]]] = field(default_factory=dict[str, list[tuple[float, float]]])
 
     def density(self, name: str = "density") -> list[float]:
         value = self.settings[name]
@@ -76,7 +75,7 @@ def elementwise(method: str, site: Site) -> ByRows | None:
 # --- what is kept -------------------------------------------------------------------------------------------------------
 
 
-def _magnitudes(site: Site, prune: Prune, t: int) -> tuple[np.ndarray[Any, np.dtype[np.float64]], float]:
+def magnitudes(site: Site, prune: Prune, t: int) -> tuple[np.ndarray[Any, np.dtype[np.float64]], float]:
     """All magnitudes of an adapter, unsorted, and the largest noise among them."""
     parts: list[Tensor] = []
     most = 0.0
@@ -94,7 +93,7 @@ def trimmed(site: Site, prune: Prune, densities: Sequence[float], kth: bool = Fa
         if density == 1:
             limits.append((-1.0, 0.0))
             continue
-        flat, noise = _magnitudes(site, prune, t)
+        flat, noise = magnitudes(site, prune, t)
         count = int(density * flat.size)
         position = max(0, flat.size - count - 1) if kth else flat.size - max(1, count)
         flat.partition(position)
@@ -189,7 +188,7 @@ def between(site: Site) -> Prune:
     """Breadcrumbs: neither the largest magnitudes nor the small ones."""
     gamma, limits = float(site.settings["gamma"]), list[tuple[float, float, float]]()
     for t, density in enumerate(site.density()):
-        flat, noise = _magnitudes(site, site.raw, t)
+        flat, noise = magnitudes(site, site.raw, t)
         keep, top = int(density * flat.size), int(gamma * flat.size)
         bottom = max(0, flat.size - keep - top)
         flat.sort()
@@ -343,7 +342,7 @@ def _pcb(site: Site) -> Make:
         return torch.exp(n * own**2) * torch.tanh(x * total)
 
     for t in range(n):
-        sizes.append(ends(_magnitudes(site, site.raw, t)[0], tail, tail))
+        sizes.append(ends(magnitudes(site, site.raw, t)[0], tail, tail))
     for t in range(n):
         parts = [
             score(t, stack.rows(t, start, stop), _sum(stack.rows(u, start, stop) for u in range(n))).flatten()
@@ -354,14 +353,20 @@ def _pcb(site: Site) -> Make:
     def make(start: int, stop: int) -> Rows:
         each = [site.raw(t, start, stop) for t in range(n)]
         total = _sum(k.x for k in each)
-        z = [stretched(within(score(t, k.x, total), scores[t]), scores[t]) for t, k in enumerate(each)]
+        raw = [score(t, k.x, total) for t, k in enumerate(each)]
+        z = [stretched(within(value, limits), limits) for value, limits in zip(raw, scores, strict=True)]
         size = [within(k.x.abs(), sizes[t]) for t, k in enumerate(each)]
         up = _sum(a * k.x.sign() * s for a, k, s in zip(z, each, size, strict=True))
         value = up / _sum(z).clamp_min(1e-12)
         most = torch.stack(size).amax(0)
         # Where hardly any score is left, the mean hangs on the rounding of what is.
-        doubt = (_sum(((k.x.abs() <= k.noise) & (k.x != 0)).double() for k in each) > 0) | (_sum(z) <= 1e-4)
-        return gain * value, abs(gain) * (1e-3 * most + torch.where(doubt, 2 * most, 0.0)), int(doubt.sum())
+        edges = [value > low - 1e-4 * (high - low) for value, (low, high) in zip(raw, scores, strict=True)]
+        doubt = (_sum(z) <= 1e-4) & torch.stack(edges).any(0)
+        doubt |= torch.stack([(k.x.abs() <= k.noise) & (k.x != 0) for k in each]).any(0)
+        # z is known to some units of float32 of the largest score; that counts where all z are small.
+        loose = torch.stack(edges).any(0) * (8 * n * SLACK) / _sum(z).clamp_min(1e-4)
+        slack = most * (10 * SLACK + loose) + torch.where(doubt, 2 * most, 0.0)
+        return gain * value, abs(gain) * slack, int(doubt.sum())
 
     return make
 

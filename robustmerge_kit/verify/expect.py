@@ -24,8 +24,9 @@ from .stack import Stack
 DENSE_SIDE = 256
 """Up to this shorter side singular vectors are those of the dense matrices; beyond, of the same matrices in the spans of the
 factors, which is exact."""
-SPECTRAL_SPREAD = 3e-4
-"""Share of the delta's root mean square that float32 bases may add to an entry."""
+COMBINED_SPREAD = 2e-5
+SPECTRAL_SPREAD = 1e-4
+"""Share of the delta's root mean square that coefficients and bases in float32 may add to an entry."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,8 @@ def _combination(name: str, stack: Stack, settings: dict[str, Any], tile: int) -
         return ByRows(stack.shape, added)
     if settings.get("filter_wise"):
         return _filter_wise(stack, settings)
-    return _on_matrices(stack, lambda d, w: oracles.COMBINATIONS[name](d, w, **_known(oracles.COMBINATIONS[name], settings)))
+    oracle = oracles.COMBINATIONS[name]
+    return _on_matrices(stack, lambda d, w: oracle(d, w, **_known(oracle, settings)), COMBINED_SPREAD)
 
 
 def _filter_wise(stack: Stack, settings: dict[str, Any]) -> ByRows:
@@ -138,7 +140,7 @@ def _spectral(name: str, stack: Stack, settings: dict[str, Any]) -> Expected:
     def merged(d: Sequence[Matrix], w: Sequence[float]) -> Matrix:
         return oracle(d, w, **_known(oracle, known))
 
-    return _on_matrices(stack, merged, zeros=name == "star")
+    return _on_matrices(stack, merged, SPECTRAL_SPREAD, zeros=name == "star")
 
 
 def _input_rank(stack: Stack, cut: float) -> int:
@@ -153,14 +155,16 @@ def _known(oracle: Callable[..., Matrix], settings: dict[str, Any]) -> dict[str,
     return {key: value for key, value in settings.items() if key in inspect.signature(oracle).parameters}
 
 
-def _on_matrices(stack: Stack, merge: Callable[[Sequence[Matrix], Sequence[float]], Matrix], zeros: bool = True) -> Expected:
+def _on_matrices(
+    stack: Stack, merge: Callable[[Sequence[Matrix], Sequence[float]], Matrix], spread: float, *, zeros: bool = True
+) -> Factored:
     """An oracle on the dense deltas, or on the same in the spans of the factors; `zeros`: zero deltas are given to it too."""
     left, right, d = spans(stack)
     order = sorted([*zip(stack.places, stack.weights, d, strict=True)], key=lambda entry: entry[0])
     if zeros:
         order = sorted([*order, *((place, w, np.zeros_like(d[0])) for place, w in stack.absent)], key=lambda entry: entry[0])
     result = torch.from_numpy(merge([m for _, _, m in order], [w for _, w, _ in order]))
-    return Factored(left @ result, right.T, SPECTRAL_SPREAD, coarse=stack.coarse)
+    return Factored(left @ result, right.T, spread, coarse=stack.coarse)
 
 
 def spans(stack: Stack, more: Sequence[tuple[Tensor, Tensor]] = ()) -> tuple[Tensor, Tensor, list[Matrix]]:

@@ -45,16 +45,23 @@ def compare_factors(name: str, method: str, expected: Expected, written: Written
     for start in range(0, rows, tile):
         _add_tile(sums, expected, written, start, min(start + tile, rows), sharp=tail == 0 and _sharp(expected))
     if sums.through_a is not None:
-        sums.spread2 += float((unit(written.dtype) * written.a * sums.through_a).square().sum()) / 3
+        sums.spread2 += float((half_step(written.a, written.dtype) * sums.through_a).square().sum()) / 3
     norm = math.sqrt(sums.wanted2)
     rounding = math.sqrt(2 / 3 * float((written.b.square().sum(0) * written.a.square().sum(1)).sum())) * unit(written.dtype)
-    allowed = math.hypot(tail, 3 * rounding + expected.tolerance * norm + math.sqrt(sums.slack2))
+    # Undecided numbers add to the truncation's error in full; rounding is independent of it.
+    allowed = math.hypot(tail * (1 + 1e-6) + math.sqrt(sums.slack2), 3 * rounding + expected.tolerance * norm)
     error = math.sqrt(sums.error2)
-    share, bound = error / norm if norm else float(error > 0), allowed / norm if norm else 0.0
+    share, bound = (_without(value, tail) / norm if norm else float(value > 0) for value in (error, allowed))
     problem = _problem(expected, written, sums, tail, error, allowed, rounding)
     if problem is None and cut is not None and k > cut:
         problem = f"has {k} directions, the recipe asks for at most {cut}"
-    return Check(name, method, expected.by, rows * cols, share, bound, sums.worst, sums.undecided, problem)
+    limited = tail / norm if norm else 0.0
+    return Check(name, method, expected.by, rows * cols, share, bound, sums.worst, sums.undecided, problem, limited)
+
+
+def _without(whole: float, part: float) -> float:
+    """The other side of a right triangle; NaN stays NaN."""
+    return math.sqrt(max((whole - part) * (whole + part), 0.0)) if math.isfinite(whole) else whole
 
 
 @dataclass
@@ -64,6 +71,7 @@ class _Sums:
     found2: float = 0.0
     slack2: float = 0.0
     dot: float = 0.0
+    slack_dot: float = 0.0
     spread2: float = 0.0
     worst: float = 0.0
     undecided: int = 0
@@ -85,10 +93,10 @@ def _add_tile(sums: _Sums, expected: Expected, written: Written, start: int, sto
     sums.found2 += float(found.square().sum())
     sums.slack2 += float(noise.square().sum())
     sums.dot += float((error * found).sum())
+    sums.slack_dot += float((noise * found.abs()).sum())
     sums.undecided += undecided
     # What rounding B and A adds to <found - wanted, found>: independent errors, uniform within half a step.
-    half = unit(written.dtype) / math.sqrt(3)
-    sums.spread2 += float((half * b * (found @ written.a.T)).square().sum())
+    sums.spread2 += float((half_step(b, written.dtype) * (found @ written.a.T)).square().sum()) / 3
     sums.through_a = b.T @ found + (0.0 if sums.through_a is None else sums.through_a)
     if not sharp:
         if not torch.isfinite(error).all():
@@ -113,10 +121,8 @@ def _problem(
         return sums.first
     if not error <= allowed:
         return f"B A is {error:.3g} away from the merged delta, {allowed:.3g} is what rounding and the rank limit explain"
-    slack = expected.tolerance * sums.found2 + rounding**2 + math.sqrt(sums.slack2 * sums.found2)
-    # Inputs that are exact in the output's dtype leave no rounding, and then no spread.
-    off = abs(sums.dot) - slack
-    if off > SIGMAS * math.sqrt(sums.spread2) and sums.found2 > 0:
+    off = abs(sums.dot) - expected.tolerance * sums.found2 - rounding**2 - sums.slack_dot
+    if off > SIGMAS * math.sqrt(sums.spread2):
         return f"B A is {1 / (1 - sums.dot / sums.found2):.6f} times the merged delta"
     if isinstance(expected, Factored) and expected.noise_b is not None and expected.noise_a is not None and tail == 0:
         return _compare_each("A", written.a, expected.a, expected.noise_a, written.dtype) or _compare_each(

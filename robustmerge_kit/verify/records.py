@@ -26,7 +26,8 @@ class Finding:
 class Check:
     """One site or tensor.
 
-    error: ||found - expected|| / ||expected||. allowed: the largest error that rounding and the rank limit explain.
+    error: ||found - expected|| / ||expected||, without what the rank limit takes away. allowed: the largest error that rounding
+    explains. limited: the share ||D - D_k|| / ||D|| that the best approximation of the written rank lacks.
     worst: the largest deviation of one number as a share of what it may deviate by; 0 where single numbers are not bounded.
     undecided: numbers on which float32 and float64 may decide differently: whether they are kept, which sign wins.
     problem: what is off, None when nothing is.
@@ -41,6 +42,7 @@ class Check:
     worst: float = 0.0
     undecided: int = 0
     problem: str | None = None
+    limited: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -276,3 +276,12 @@ def test_part_of_the_modules_can_be_folded_on_request(tmp_path: Path) -> None:
     torch.testing.assert_close(
         read_weights(tmp_path / "out")["model.layers.0.q_proj.weight"], tensors()["model.layers.0.q_proj.weight"] + delta
     )
+
+
+def test_a_base_with_values_that_are_not_numbers_is_blamed_itself(tmp_path: Path) -> None:
+    weights = tensors()
+    weights["model.layers.0.q_proj.weight"][3, 2] = torch.nan
+    write_base(tmp_path / "base", weights)
+    write_adapter(tmp_path / "a")
+    with pytest.raises(InputError, match=r"model.layers.0.q_proj.weight.*NaN"):
+        run(write_recipe(tmp_path, [tmp_path / "a"], base_model="base", output={"kind": "model"}), tmp_path / "out")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ...base_weight import relative_to_base
 from ...compress import EXACT_SIDE
 from ...dora import as_factors
 from ...draws import KeyedDraws
@@ -39,6 +40,7 @@ class Found:
 
 def look(job: Job, factors: Factors, shared: Sequence[Sites]) -> list[Found]:
     """The figures of a site, or of every expert of a fused one. `shared` holds what all sites of a plan share, one per step."""
+    factors = relative_to_base(job[0], factors, shared[0].device)
     each = [{one.step.site: one for group in group_sites((step,), [factors]) for one in group} for step in job]
     return [_look([sites[name] for sites in each], shared) for name in each[0]]
 
