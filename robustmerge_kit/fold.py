@@ -313,10 +313,17 @@ class _Folder:
         exact = torch.float64 if torch.float64 in (dtype, stored.dtype) else torch.float32
         if device.type == "cuda":
             stored = stored.pin_memory().to(device, non_blocking=True)
-        tile = stored.to(exact, copy=True)
+        tile = self._scratch(stored.numel(), exact, device).view(rows, place.cols).copy_(stored)
         if delta is not None:
             delta.add_to(tile, place, first)
         return tile, tile.to(dtype)
+
+    def _scratch(self, numel: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Room for a tile, which this worker uses again and again: fresh memory costs a page fault per page."""
+        room: Tensor | None = getattr(self._local, "room", None)
+        if room is None or room.dtype != dtype or room.device != device or room.numel() < numel:
+            room = self._local.room = torch.empty(max(numel, TILE), dtype=dtype, device=device)
+        return room[:numel]
 
     # --- whole tensors ------------------------------------------------------------------------------------------------
 

@@ -138,6 +138,8 @@ def _settings(adapter: Adapter) -> list[str]:
     magnitudes = sum(site.magnitude is not None for site in adapter.sites.values())
     if magnitudes:
         found.append(f"DoRA: {magnitudes} sites have a magnitude too, a merge needs base_model; figures are of B A alone")
+    if any(site.initial for site in adapter.sites.values()):
+        found.append("a merge needs base_model; figures are of B A alone")
     if all(site.scale == 0 for site in adapter.sites.values()):
         found.append("alpha is 0: it contributes nothing")
     return found

@@ -13,7 +13,7 @@ def read_leniently(source: Source, label: str) -> tuple[Adapter, list[str]]:
     Raises: InputError for everything else that is broken, as `read_adapter` does.
     """
     try:
-        return read_adapter(source, label=label), []
+        return read_adapter(source, label=label, allow=("known_init",)), []
     except RmkitError as refusal:
         try:
             adapter = read_adapter(source, label=label, allow=("modified_init",))

@@ -15,8 +15,8 @@ def half_step(x: Tensor, dtype: str) -> Tensor:
 
     Shapes: any, float64 -> the same.
     """
-    exponent = torch.frexp(x.abs()).exponent.clamp_min(LEAST[dtype])
-    return torch.ldexp(torch.ones_like(x), exponent - BITS[dtype] - 1)
+    exponent = torch.frexp(x.abs()).exponent.masked_fill(x == 0, LEAST[dtype]).clamp_min(LEAST[dtype])
+    return torch.ldexp(torch.ones_like(x), (exponent - BITS[dtype] - 1).double())
 
 
 def unit(dtype: str) -> float:

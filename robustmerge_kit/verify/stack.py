@@ -16,7 +16,7 @@ UNIT = 2.0**-24
 """Largest relative error of one rounding to float32."""
 
 Factors = list[tuple[Tensor, Tensor]]
-"""(A, B) of every member of a site, as stored."""
+"""(A, B) of every member of a site, as stored; what training took out of the base is behind them in a wider dtype."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,9 @@ def read_stacks(step: SiteStep) -> list[tuple[SiteStep, Stack, Factors]]:
     for member, pair in zip(step.members, read, strict=True):
         for ref, values in zip((member.factors.a, member.factors.b), pair, strict=True):
             check_values(ref.where, values)
+    if step.weight is not None and any(member.factors.initial for member in step.members):
+        weight = open_rows(step.weight)(0, step.model.d_out).double()
+        read = [_begun(step, t, pair, weight) for t, pair in enumerate(read)]
     if step.experts is None:
         return [(step, _stack(step, read), read)]
     parts = [[(a[e], b[e]) for a, b in read] for e in range(step.experts)]
@@ -137,6 +140,42 @@ def _stack(step: SiteStep, factors: Factors) -> Stack:
         on_base=tuple(on_base),
         coarse=any(x.dtype != torch.float64 for t in present for x in factors[t]),
     )
+
+
+def _begun(step: SiteStep, t: int, pair: tuple[Tensor, Tensor], weight: Tensor) -> tuple[Tensor, Tensor]:
+    """[A; A0] and [B | -B0], where training began at s B0 A0 and took it out of the base weight.
+
+    PiSSA: the leading part of an SVD of W. OLoRA: the leading part of W = Q R, of W^T where it is stored so.
+    """
+    factors, (a, b) = step.members[t].factors, pair
+    if factors.initial is None or step.weight is None:
+        return pair
+    r, s = factors.rank, factors.scale
+    if factors.initial == "pissa":
+        u, values, vh = torch.linalg.svd(weight, full_matrices=False)
+        b0, a0 = u[:, :r] * (values[:r] / s).sqrt(), (values[:r, None] / s).sqrt() * vh[:r]
+        signs = _signs(b0)
+    elif step.weight.place.transposed:
+        q, upper = torch.linalg.qr(weight.T)
+        b0, a0 = upper[:r].T, q[:, :r].T
+        signs = _signs(a0.T)
+    else:
+        q, upper = torch.linalg.qr(weight)
+        b0, a0 = q[:, :r], upper[:r]
+        signs = _signs(b0)
+    dtype = torch.float64 if a.dtype == b.dtype == torch.float64 else torch.float32
+    missing = r - len(signs)
+    b0, a0 = (b0 * signs).to(dtype), (a0 * signs[:, None]).to(dtype)
+    return (
+        torch.cat([a.to(dtype), a0, a0.new_zeros(missing, a0.shape[1])]),
+        torch.cat([b.to(dtype), -b0, b0.new_zeros(b0.shape[0], missing)], 1),
+    )
+
+
+def _signs(columns: Tensor) -> Tensor:
+    """What makes the largest number of every column positive."""
+    largest = columns.abs().max(0).indices
+    return torch.where(columns[largest, torch.arange(columns.shape[1])] < 0, -1.0, 1.0).double()
 
 
 def _dora(step: SiteStep, t: int, a: Tensor, b: Tensor) -> tuple[Tensor, OnBase | None]:
