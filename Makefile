@@ -60,6 +60,8 @@ bench: $(VENV)/developing
 	$(BIN)/python benchmarks/adapter_merge.py
 	$(BIN)/python benchmarks/methods.py
 	$(BIN)/python benchmarks/analyze.py
+	$(BIN)/python benchmarks/fold.py --peers
+	$(BIN)/python benchmarks/batch.py
 
 fuzz: $(VENV)/developing
 	for target in $(FUZZ_TARGETS); do \

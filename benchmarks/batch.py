@@ -1,7 +1,7 @@
 """Eight small merges as one batch, against eight runs of `rmkit run`: `python benchmarks/batch.py`.
 
 The runs of `rmkit run` come one after the other, and once as many at a time as there are cores; the three sides take turns on
-the same files. The results are compared byte for byte before any figure is believed. Takes about two minutes.
+the same files. The results are compared byte for byte before any figure is believed. Takes a few minutes.
 """
 
 from __future__ import annotations
@@ -91,14 +91,14 @@ class Bench:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--adapters", type=int, default=4)
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="rmkit-batch-") as folder:
         scratch = Path(folder)
-        case = Case(layers=options.layers, adapters=options.adapters, weights="safetensors")
+        case = Case(layers=options.layers, adapters=options.adapters, hidden=768, inner=3072, weights="safetensors")
         bench = Bench(scratch, write_recipes(scratch, write_case(scratch / "adapters", case)))
         sides: dict[str, Callable[[], tuple[float, float, int]]] = {
             "rmkit batch": bench.batch,
@@ -119,7 +119,7 @@ def main() -> None:
     met = "met" if middle["rmkit run, one after the other"][0] / ours[0] >= BAR else "missed"
     note = (
         f"{len(METHODS)} recipes ({', '.join(METHODS)}) for the same {case.adapters} adapters of {len(case.sites())} sites, "
-        f"rank {case.rank}; median of {options.rounds} rounds, in turn, files cached; the machine's load when this began: "
+        f"hidden size {case.hidden}, rank {case.rank}; median of {options.rounds} rounds, in turn, files cached; the machine's load when this began: "
         f"{load:.2f}. Bar: {BAR:g}x of eight separate processes, {met} in this run. `anonymous` is the most of the whole batch "
         "at one time, pages shared with forked workers counted for each, and of one run times those at a time."
     )

@@ -195,9 +195,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peers", action="store_true", help="also PEFT and mergekit")
     parser.add_argument("--slow", action="store_true", help="also mergekit's TIES: ten minutes")
-    parser.add_argument(
-        "--growth", action="store_true", help="also bases of 3 and 7 billion parameters: 40 GB of scratch space"
-    )
+    parser.add_argument("--growth", action="store_true", help="also bases of 3 and 7 billion parameters: 40 GB of scratch")
     parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--small", action="store_true", help="tiny base and adapters: does the benchmark itself work?")

@@ -1,4 +1,4 @@
-"""One peer's way to fold adapters into a base, as a process of its own: `python benchmarks/fold_peers.py WAY BASE OUT ADAPTER...`.
+"""One peer's way to fold adapters into a base, as a process of its own: `fold_peers.py WAY BASE OUT ADAPTER...`.
 
 WAY: products (only the float32 products of all sites, nothing is read or written), peft (add_weighted_adapter with `cat`,
 merge_and_unload, save), imports (what rmkit imports), mergekit:METHOD (mergekit-yaml with an empty cache of baked models; :warm

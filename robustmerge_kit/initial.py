@@ -17,17 +17,13 @@ Source: PiSSA, arXiv:2404.02948, eqs. (2)-(4); OLoRA, arXiv:2406.01775, algorith
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
 from .factors import COMPUTE, LowRank, ratio
-
-TILE = 1 << 20
-"""Entries of the base weight that are looked at together in float64."""
+from .leading import right_vectors, tiles
 
 
 def take_out(
@@ -41,16 +37,12 @@ def take_out(
 def leading_triplets(weight: Float[Tensor, "d_out d_in"], rank: int, scale: float) -> LowRank:
     """B0 and A0 of PiSSA, float64, from a weight of any floating dtype; zeros beyond min(d_out, d_in).
 
-    The eigenvectors of the smaller of W W^T and W^T W in float64 are nearer to the singular vectors than an SVD in float32. The
-    largest entry by magnitude of every column of B0 is positive.
+    The largest entry by magnitude of every column of B0 is positive.
     """
     wide = weight.shape[0] < weight.shape[1]
     tall = weight.mT if wide else weight
-    gram = torch.zeros(tall.shape[1], tall.shape[1], dtype=torch.float64, device=weight.device)
-    for _, rows in _tiles(tall):
-        gram.addmm_(rows.mT, rows)
-    vectors = torch.linalg.eigh(gram).eigenvectors[:, -rank:].flip(1)
-    scaled = torch.cat([rows @ vectors for _, rows in _tiles(tall)])
+    vectors = right_vectors(tall, rank)
+    scaled = torch.cat([rows @ vectors for _, rows in tiles(tall)])
     values = torch.linalg.vector_norm(scaled, dim=0)
     others = ratio(scaled, values.expand_as(scaled))
     u, v = (vectors, others) if wide else (others, vectors)
@@ -62,7 +54,7 @@ def leading_columns(weight: Float[Tensor, "rows cols"], rank: int) -> LowRank:
     """B0 and A0 of OLoRA for a weight as it is stored, float64; zeros beyond min(rows, cols)."""
     q = torch.linalg.qr(weight[:, :rank].double()).Q
     a = torch.zeros(q.shape[1], weight.shape[1], dtype=torch.float64, device=weight.device)
-    for first, rows in _tiles(weight):
+    for first, rows in tiles(weight):
         a.addmm_(q[first : first + len(rows)].mT, rows)
     return _signed(q, a, rank)
 
@@ -72,10 +64,3 @@ def _signed(b: Tensor, a: Tensor, rank: int) -> LowRank:
     sign = torch.where(largest < 0, -1.0, 1.0)
     missing = rank - b.shape[1]
     return LowRank(pad(b * sign, (0, missing)), pad(a * sign[:, None], (0, 0, 0, missing)))
-
-
-def _tiles(weight: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Rows in float64, a tile at a time, with the number of the first."""
-    size = max(1, TILE // weight.shape[1])
-    for first in range(0, weight.shape[0], size):
-        yield first, weight[first : first + size].double()

@@ -28,10 +28,11 @@ class AnonymousPeak:
             self.most = max(self.most, anonymous())
 
 
-def anonymous() -> int:
-    """Bytes of anonymous memory that are resident, 0 where the system does not say."""
+def anonymous(process: int | None = None) -> int:
+    """Bytes of anonymous memory that are resident, of this process or another; 0 where the system does not say."""
+    statm = _STATM if process is None else Path(f"/proc/{process}/statm")
     try:
-        _, resident, shared = _STATM.read_text().split()[:3]
+        _, resident, shared = statm.read_text().split()[:3]
     except OSError:
         return 0
     return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
@@ -49,7 +50,7 @@ def peak_resident() -> int | None:
 def anonymous_of(process: int) -> int:
     """Memory of a process that no file stands for, its part of what it shares with those it was forked from or has forked.
 
-    0 where the system does not tell, or the process is gone.
+    Takes some milliseconds, a thousand times as long as `anonymous`. 0 where the system does not tell, or the process is gone.
     """
     for file, key in (("smaps_rollup", b"Pss_Anon:"), ("status", b"RssAnon:")):
         try:

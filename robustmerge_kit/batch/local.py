@@ -13,15 +13,16 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from ..errors import OutputError, RmkitError, UsageError
-from ..memory import anonymous_of
+from ..memory import anonymous, anonymous_of
 from .nursery import Nursery
 from .tasks import Happening, Lost, Share, Task
-from .worker import STOP, Idle, Ready
+from .worker import STOP, Held, Idle, Ready
 
 IDLE_BYTES = 200 << 20
 """What a process is expected to hold that has imported everything and does nothing yet."""
 FORKED_BYTES = 40 << 20
 """What a worker is expected to hold that shares those imports, until it says how much it is."""
+_EXPECTED = Held(0, FORKED_BYTES)
 LEAST_SHARE = 48 << 20
 USUAL_SHARE = 704 << 20
 """A merge gains nothing from more, unless one of its steps needs more."""
@@ -33,7 +34,7 @@ GPU_CONTEXT = 600 << 20
 GRACE = 5.0
 """Seconds between asking a worker to stop and killing it."""
 _FALSE_STARTS = 3
-_SAMPLE_EVERY = 0.2
+_SAMPLE_EVERY = 0.05
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,13 @@ class Limits:
 
 @dataclass
 class _Seat:
-    """One worker process; `pid` is 0 until it is ready. held: bytes it holds by itself. given: what its task may use on top."""
+    """One worker process; `pid` is 0 until it is ready. held: memory when idle. given: bytes its task may use on top."""
 
     number: int
     connection: Connection
     log: Path
     pid: int = 0
-    held: int = FORKED_BYTES
+    held: Held = _EXPECTED
     task: Task | None = None
     given: int = 0
 
@@ -76,7 +77,8 @@ class LocalEngine:
         self._nursery_log = logs / "workers.log"
         self._gpus: tuple[int, ...] = ()
         self._false_starts = 0
-        self._own = anonymous_of(os.getpid())
+        self._own = anonymous()
+        self._nursery_bytes = IDLE_BYTES
         self._sampled = 0.0
         fitting = (limits.memory - self._own - IDLE_BYTES) // (FORKED_BYTES + LEAST_SHARE)
         self._merging = max(1, min(limits.workers or limits.cores, tasks, fitting))
@@ -133,11 +135,12 @@ class LocalEngine:
                 found += self._bury(seat)
                 continue
             if isinstance(message, Ready):
-                seat.pid, seat.held = message.pid, message.anonymous
+                seat.pid, seat.held = message.pid, message.held
+                self._nursery_bytes = anonymous_of(self._nursery.pid)
                 self._false_starts = 0
                 self._settle(message)
             elif isinstance(message, Idle):
-                seat.task, seat.given, seat.held = None, 0, message.anonymous
+                seat.task, seat.given, seat.held = None, 0, message.held
                 found.append(message.finished)
             else:
                 found.append(message)
@@ -172,14 +175,15 @@ class LocalEngine:
 
     def _fixed(self) -> int:
         """Bytes that are held whatever is merged."""
-        return self._own + anonymous_of(self._nursery.pid) + sum(seat.held for seat in self._seats)
+        return self._own + self._nursery_bytes + sum(seat.held.own for seat in self._seats)
 
     def _sample(self) -> None:
         """Take note of the anonymous memory of all processes together, now and then."""
         if time.monotonic() - self._sampled > _SAMPLE_EVERY:
             self._sampled = time.monotonic()
-            processes = (os.getpid(), self._nursery.pid, *(seat.pid for seat in self._seats if seat.pid))
-            self.peak = max(self.peak, sum(map(anonymous_of, processes)))
+            # What a worker holds beyond its idle state is its own; telling apart what is shared takes too long to do it always.
+            grown = sum(max(0, anonymous(seat.pid) - seat.held.whole) for seat in self._seats if seat.pid)
+            self.peak = max(self.peak, self._fixed() + grown)
 
     def _start(self, number: int) -> _Seat:
         log = self._logs / f"worker-{number}.log"
@@ -202,7 +206,7 @@ class LocalEngine:
 
     def _settle(self, first: Ready) -> None:
         """Fix what only a worker knows: which devices there are, and what is left of the memory."""
-        alone = self._own + anonymous_of(self._nursery.pid) + first.anonymous
+        alone = self._own + self._nursery_bytes + first.held.own
         if self.limits.memory < alone + LEAST_SHARE:
             raise UsageError(
                 f"--memory {self.limits.memory / 1e6:.0f}MB: one worker takes {alone / 1e6:.0f} MB by itself",

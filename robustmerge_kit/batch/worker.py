@@ -19,20 +19,30 @@ from multiprocessing.connection import Connection
 from types import FrameType
 from typing import NoReturn
 
-from ..memory import anonymous_of
+from ..memory import anonymous, anonymous_of
 from .tasks import Finished, Progress, Task
 
 STOP = signal.SIGUSR1
+_KEPT = 32 << 20
+"""Bytes that a worker may keep for its next merge, which saves the system from clearing the same pages again."""
 _BEFORE_FORCE = 10.0
 """Seconds a worker whose batch died may take to clean up."""
 
 
 @dataclass(frozen=True)
+class Held:
+    """Anonymous memory of a worker that does nothing. `whole`: all of it; `own`: its part, of what it shares with others."""
+
+    whole: int
+    own: int
+
+
+@dataclass(frozen=True)
 class Ready:
-    """A worker is there. `anonymous`: bytes it holds while idle; `gpus`: memory of each CUDA device in bytes."""
+    """A worker is there. `gpus`: memory of each CUDA device in bytes."""
 
     pid: int
-    anonymous: int
+    held: Held
     gpus: tuple[int, ...]
 
 
@@ -41,7 +51,7 @@ class Idle:
     """A task is over; what the worker holds after it."""
 
     finished: Finished
-    anonymous: int
+    held: Held
 
 
 class _Stopped(BaseException):
@@ -67,12 +77,14 @@ def _serve(connection: Connection) -> NoReturn:
 
     tasks: queue.SimpleQueue[Task] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(connection, tasks), daemon=True).start()
-    connection.send(Ready(os.getpid(), anonymous_of(os.getpid()), _gpus()))
+    held = _held()
+    connection.send(Ready(os.getpid(), held, _gpus()))
     while True:
         task = tasks.get()
         result = carry_out(task, lambda sites, task=task: connection.send(Progress(task.number, sites)))
-        _give_back_memory()
-        connection.send(Idle(Finished(task.number, result), anonymous_of(os.getpid())))
+        if task.kind == "merge":
+            held = _give_back_memory(held)
+        connection.send(Idle(Finished(task.number, result), held))
 
 
 def _receive(connection: Connection, tasks: queue.SimpleQueue[Task]) -> None:
@@ -98,8 +110,13 @@ def _gpus() -> tuple[int, ...]:
     return tuple(torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count()))
 
 
-def _give_back_memory() -> None:
-    """Return what the allocator keeps to the system, since other workers share the batch's budget."""
+def _held() -> Held:
+    return Held(anonymous(), anonymous_of(os.getpid()))
+
+
+def _give_back_memory(before: Held) -> Held:
+    """Return what the allocator keeps to the system where it is much, as other workers share the budget; what is held then."""
     libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):
+    if anonymous() - before.whole > _KEPT and hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
+    return _held()

@@ -27,6 +27,7 @@ COMMANDS = {
     "inspect": ("inspect", "Show what adapters consist of, and what is wrong with them."),
     "analyze": ("analyze", "Show which adapters fight, and what a recipe's merge does to them."),
     "diff": ("diff", "Show how two adapters, or two models, differ."),
+    "verify": ("verify", "Compute an output once more, and compare it with its receipt and inputs."),
 }
 """Command -> module and one-line help, so that `--help` imports none of them."""
 

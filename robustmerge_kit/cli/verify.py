@@ -16,7 +16,9 @@ DIFFERENT = 1
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--all", "every", is_flag=True, help="Every site and every tensor.")
-@click.option("--samples", type=click.IntRange(0), default=None, help="Sites, and other tensors, to compute again.  [default: 16]")
+@click.option(
+    "--samples", type=click.IntRange(0), default=None, help="Sites, and other tensors, to compute again.  [default: 16]"
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Chooses which.")
 @click.option(
     "--inputs",

@@ -183,7 +183,7 @@ class SiteStep:
             return 0
         side = min(self.model.d_out, self.model.d_in)
         stored = self.weight.ref.spec.nbytes * self.model.d_out * self.model.d_in // self.weight.ref.spec.numel
-        return stored + 8 * 4 * (1 << 20) + ("pissa" in inits) * 8 * 4 * side**2
+        return stored + 8 * 4 * (1 << 20) + ("pissa" in inits) * 8 * 3 * side**2
 
     @property
     def _delta_bytes(self) -> int:

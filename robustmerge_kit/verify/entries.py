@@ -177,7 +177,7 @@ def _by_place(site: Site) -> Callable[[int, Tensor, Tensor], tuple[Tensor, Tenso
         last = torch.searchsorted(ascending, size + around, right=True) - 1
 
         def chance(place: Tensor) -> Tensor:
-            return density - epsilon + 2 * epsilon * place / (m - 1)
+            return density - epsilon + 2 * epsilon * place.double() / (m - 1)
 
         return chance(first) - 1e-7, chance(last) + 1e-7
 

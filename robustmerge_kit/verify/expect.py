@@ -55,6 +55,8 @@ def expect(step: SiteStep, stack: Stack, keys: Keys, tile: int) -> Expected | No
     if scaled is None:
         return None
     merged = _merge(step, scaled, settings, keys, tile)
+    if stack.remade and isinstance(merged, Factored):
+        merged = merged.loosened()
     if not step.post or merged is None:
         return merged
     return _post(step, scaled, merged, scaled.norms(tile))

@@ -12,7 +12,6 @@ from torch import Tensor
 from .records import CheckedBy
 from .stack import UNIT
 
-
 EXACT_SIDE = 2048
 """Above this shorter side a dense delta is truncated by a randomised method, whose result is near the best one, not it."""
 NEAR = 1.05
@@ -60,6 +59,14 @@ class Factored:
         if self.noise_b is not None and self.noise_a is not None:
             noise += self.noise_b[start:stop] @ self.a.abs() + b.abs() @ self.noise_a
         return b @ self.a, noise, 0
+
+    def loosened(self) -> Factored:
+        """The same where another decomposition made some of the merge's columns: numbers are as sure as their largest."""
+        if self.noise_b is None or self.noise_a is None:
+            return self
+        unit = 8 * UNIT
+        largest_b, largest_a = self.b.abs().amax(0, keepdim=True), self.a.abs().amax(1, keepdim=True)
+        return replace(self, noise_b=self.noise_b + unit * largest_b, noise_a=self.noise_a + unit * largest_a)
 
     def transposed(self) -> Expected:
         return Factored(self.a.T, self.b.T, self.spread, _turned(self.noise_a), _turned(self.noise_b), self.coarse, self.by)

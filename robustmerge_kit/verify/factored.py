@@ -16,6 +16,8 @@ SHARP_SIDE = 1024
 """Up to this shorter side a dense delta is decomposed as a whole, to know every entry of its best approximation."""
 WIDEST_SPREAD = 0.05
 """Uncertainty, as a share of the root mean square, beyond which single entries of an approximation are not looked at."""
+DECOMPOSED = 1e-6
+"""Share of its norm that decomposing a dense delta may add to an entry."""
 SIGMAS = 6.0
 """How many standard deviations of what rounding does to the scale of a delta are still rounding."""
 
@@ -73,7 +75,7 @@ def _without(whole: float, part: float) -> float:
 def _compare_with_best(expected: Expected, written: Written, cut: int, disturbed: float, tile: int) -> str | None:
     """Entry by entry against the best approximation, where that is well determined and not too large to find.
 
-    disturbed: by how much the delta itself is uncertain; a gap between singular values that is small beside it makes more of it.
+    disturbed: how uncertain the delta itself is; a gap between singular values that is small beside it makes more of it.
     """
     if isinstance(expected, ByRows) and min(expected.shape) > SHARP_SIDE:
         return None
@@ -113,6 +115,9 @@ def _sharp(expected: Expected) -> bool:
 
 def _add_tile(sums: _Sums, expected: Expected, written: Written, start: int, stop: int, *, sharp: bool) -> None:
     wanted, noise, undecided = expected.rows(start, stop)
+    if isinstance(expected, ByRows):
+        # What is not made of factors is decomposed into them, in float32.
+        noise = noise + DECOMPOSED * float(wanted.norm())
     b = written.b[start:stop]
     found = b @ written.a
     error = found - wanted

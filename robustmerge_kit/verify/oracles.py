@@ -37,7 +37,7 @@ def norm(x: Matrix) -> float:
 
 
 def unit(x: Matrix) -> Matrix:
-    """x / ||x||; zero stays zero."""
+    """The matrix at norm 1; zero stays zero."""
     return x / norm(x) if norm(x) else x
 
 
@@ -294,7 +294,5 @@ COMBINATIONS: dict[str, Callable[..., Matrix]] = {
 }
 """Coefficient methods; zero deltas count in them."""
 
-SPECTRAL: dict[str, Callable[..., Matrix]] = {
-    f.__name__: f for f in (tsv_m, iso_c, iso_cts, wudi, swudi, dc_merge, star)
-}
+SPECTRAL: dict[str, Callable[..., Matrix]] = {f.__name__: f for f in (tsv_m, iso_c, iso_cts, wudi, swudi, dc_merge, star)}
 """Equivariant methods; of these, zero deltas count in `star` alone."""

@@ -30,7 +30,7 @@ class AdapterOutput:
     findings: tuple[Finding, ...]
 
     def written(self, step: SiteStep) -> list[Written] | None:
-        """The factors of a site, of every fused expert by itself; None where they are not there."""
+        """The factors of a site, of every fused expert by itself; None where the file is not read so."""
         factors = self.factors.get(step.names[0])
         if factors is None:
             return None
@@ -40,6 +40,12 @@ class AdapterOutput:
         for ref, values in zip((factors.a, factors.b), (a, b), strict=True):
             check_values(ref.where, values)
         dtype = factors.a.spec.dtype
+        if step.experts is not None and a.ndim == 2:
+            # A single expert is read as the module it stands for.
+            a, b = (a, b) if factors.d_out == step.model.d_out else (b.T, a.T)
+            a, b = a[None], b[None]
+        if step.experts is not None and len(a) != step.experts:
+            return None
         if step.experts is None:
             return [Written(factors.scale * b.double(), a.double(), dtype)]
         return [Written(factors.scale * b[e].double(), a[e].double(), dtype) for e in range(step.experts)]
@@ -104,16 +110,16 @@ def open_model(folder: Path, plan: Plan, fold: Fold) -> ModelOutput:
     found = open_checkpoint(Source(str(folder), folder))
     specs = _specs(plan, fold)
     findings = [Finding(name, "is missing") for name in sorted(specs.keys() - found.tensors.keys())]
-    findings += [Finding(name, "is not in the base, and nothing adds it") for name in sorted(found.tensors.keys() - specs.keys())]
+    findings += [
+        Finding(name, "is not in the base, and nothing adds it") for name in sorted(found.tensors.keys() - specs.keys())
+    ]
     pairs: dict[str, Pair] = {}
     for name, spec in specs.items():
         if name not in found.tensors:
             continue
         own = found.tensors[name].spec
         if (own.dtype, own.shape) != (spec.dtype, spec.shape):
-            findings.append(
-                Finding(name, f"is {own.dtype} {list(own.shape)}, expected {spec.dtype} {list(spec.shape)}")
-            )
+            findings.append(Finding(name, f"is {own.dtype} {list(own.shape)}, expected {spec.dtype} {list(spec.shape)}"))
             continue
         pairs[name] = Pair(found.tensors[name], fold.base.tensors.get(fold.origins.get(name, name)))
     whole = {change.tensor for change in fold.changes}
@@ -143,12 +149,15 @@ def _gaps(spans: Sequence[tuple[int, int]], numel: int) -> list[tuple[int, int]]
     return gaps
 
 
-def extra_values(step: ExtraStep) -> tuple[torch.Tensor, bool]:
-    """What a tensor beside the factors must be, and whether that is exact: an input's own value, or a weighted mean."""
+def extra_values(step: ExtraStep) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What a tensor beside the factors must be: an input's own value, or a weighted mean with the sum of its magnitudes."""
     if step.rule != "mean":
-        return step.refs[0].read(), True
+        return step.refs[0].read(), None
     total = sum(step.weights)
     mean = torch.zeros(step.spec.shape, dtype=torch.float64)
+    size = torch.zeros_like(mean)
     for ref, weight in zip(step.refs, step.weights, strict=True):
-        mean += ref.read().double() * (weight / total)
-    return mean, False
+        part = ref.read().double() * (weight / total)
+        mean += part
+        size += part.abs()
+    return mean, size

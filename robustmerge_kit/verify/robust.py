@@ -52,10 +52,9 @@ def robustmerge(
     def losses(full: Sequence[Tensor], rest: Sequence[Tensor], axis: int) -> list[tuple[Tensor, Tensor]]:
         return [(x.abs().sum(axis), y.abs().sum(axis)) for x, y in zip(full, rest, strict=True)]
 
-    ones = [(torch.ones(len(x), dtype=torch.float64),) * 2 for x in a]
-    ranks = [pair[0] for pair in ones]
+    ranks = [torch.ones(len(x), dtype=torch.float64) for x in a]
     if scaling in ("inter", "none"):
-        ranks = settled(losses(stack.a, a, 1) if scaling == "inter" else ones)
+        ranks = settled(losses(stack.a, a, 1) if scaling == "inter" else [(one, one) for one in ranks])
     if scaling in ("A", "A+B"):
         columns = settled(losses(stack.a, a, 0))
         a = [x * scale for x, scale in zip(a, columns, strict=True)]
@@ -67,7 +66,7 @@ def robustmerge(
 
 
 def _clamped(full: Tensor, rest: Tensor, quantile: float | None) -> Tensor:
-    """full / rest; where nothing is left 1, or the floor that clamping sets."""
+    """What was lost, as full / rest; where nothing is left 1, or the floor that clamping sets."""
     finite = rest > 0
     scale = torch.where(finite, full / torch.where(finite, rest, 1.0), 1.0)
     ascending = scale[finite].sort().values

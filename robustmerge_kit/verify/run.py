@@ -86,7 +86,8 @@ def verify(
     findings.extend(output.findings)
     if isinstance(output, ModelOutput):
         assert plan.fold is not None
-        findings.extend(compare_beside(folder, plan.fold, output.found))
+        named = {finding.where for finding in findings}
+        findings.extend(found for found in compare_beside(folder, plan.fold, output.found) if found.where not in named)
         others: list[Job] = [*plan.fold.changes, *output.copies]
     else:
         others = list[Job](plan.extras)

@@ -43,7 +43,9 @@ class Checker:
         written = output.written(step)
         if written is None:
             return _absent(step.site, step.method.name)
-        parts = [self._one(one, *rest, own) for (one, *rest), own in zip(read_stacks(step), written, strict=True)]
+        parts = [
+            self._one(one, stack, factors, own) for (one, stack, factors), own in zip(read_stacks(step), written, strict=True)
+        ]
         return replace(_worst(parts), name=step.site)
 
     def _one(self, step: SiteStep, stack: Stack, factors: Factors, written: Written) -> Check:
@@ -78,16 +80,16 @@ class Checker:
         ref = output.tensors.get(step.spec.name)
         if ref is None or ref.spec.shape != step.spec.shape:
             return _absent(step.spec.name, None)
-        wanted, exact = extra_values(step)
+        wanted, size = extra_values(step)
         found = ref.read()
-        if exact or ref.spec.dtype not in BITS:
+        if size is None or ref.spec.dtype not in BITS:
             same = wanted.to(found.dtype).contiguous().view(-1).view(torch.uint8) == found.view(-1).view(torch.uint8)
             at = None if bool(same.all()) else int((~same).int().argmax()) // found.element_size()
             problem = None if at is None else f"differs from the input's first at element {at}"
             return Check(step.spec.name, None, "bytes", found.numel(), float(at is not None), 0.0, 0.0, 0, problem)
         error = (found.double() - wanted).reshape(1, -1)
-        size = wanted.abs().reshape(1, -1)
-        allowed = half_step(torch.maximum(size, found.double().abs().reshape(1, -1)), ref.spec.dtype) + size * 2.0**-20
+        most = torch.maximum(wanted.abs(), found.double().abs())
+        allowed = (half_step(most, ref.spec.dtype) + size * 2.0**-21).reshape(1, -1)
         bad = first_beyond(error, allowed)
         problem = None if bad is None else f"differs from the mean first at element {bad[1]}"
         norm = float(wanted.norm()) or 1.0

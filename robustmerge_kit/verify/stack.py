@@ -35,7 +35,8 @@ class Stack:
     """The adapters whose delta at a site is not zero: D_t = c[t] B_t A_t, plus what it takes from the base.
 
     members: positions among the site's members. places: positions in the recipe. absent: (place, weight) of zero deltas that
-    count in a mean. coarse: whether the merge ran in float32, as it does unless every factor is stored in float64.
+    count in a mean. coarse: whether the merge ran in float32, as it does unless every factor is stored in float64. remade:
+    whether factors with which training began are among them.
 
     Shapes: a[t] (r_t, d_in), b[t] (d_out, r_t), float64.
     """
@@ -49,6 +50,7 @@ class Stack:
     absent: tuple[tuple[int, float], ...]
     on_base: tuple[OnBase | None, ...]
     coarse: bool
+    remade: bool
 
     def __len__(self) -> int:
         return len(self.a)
@@ -139,6 +141,7 @@ def _stack(step: SiteStep, factors: Factors) -> Stack:
         absent=tuple(sorted(zero)),
         on_base=tuple(on_base),
         coarse=any(x.dtype != torch.float64 for t in present for x in factors[t]),
+        remade=any(member.factors.initial for member in members),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -151,3 +152,16 @@ def test_the_analysis_benchmark_runs_on_a_small_case(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=BENCHMARKS, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "| robustmerge |" in results.read_text()
+
+
+def test_the_fold_benchmark_runs_on_a_small_case_with_optimal_rounding(tmp_path: Path) -> None:
+    results = tmp_path / "RESULTS.md"
+    command = [sys.executable, "fold.py", "--small", "--rounds", "1", "--scratch", str(tmp_path), "--results", str(results)]
+    done = subprocess.run(command, cwd=BENCHMARKS, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    text = results.read_text()
+    found = re.search(r"Error of the folded delta ([0-9.]+), one rounding of the exact sum ([0-9.]+)", text)
+    assert found is not None
+    assert float(found[1]) <= 1.001 * float(found[2])
+    assert "| rmkit : that bound |" in text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["RESULTS.md"]

@@ -193,3 +193,40 @@ METHODS: dict[str, Callable[..., Array]] = {
         consensus,
     )
 }
+
+CASES: list[tuple[str, dict[str, Any]]] = [
+    ("ties", {}),
+    ("ties", {"density": 0.2}),
+    ("ties", {"density": 0.37, "normalize": False, "gain": 0.6}),
+    ("ties", {"density": 0.3, "trim": "kth"}),
+    ("ties", {"density": 0.001}),
+    ("ties", {"density": 0.001, "trim": "kth"}),
+    ("magnitude_prune", {"density": 0.4}),
+    ("magnitude_prune", {"density": 0.4, "normalize": True}),
+    ("dare_linear", {"density": 0.5}),
+    ("dare_linear", {"density": 0.5, "rescale": "l1", "normalize": True}),
+    ("dare_linear", {"density": 0.5, "rescale": "none", "gain": 2.0}),
+    ("dare_linear", {"density": 1.0, "rescale": "l1"}),
+    ("dare_ties", {"density": 0.6}),
+    ("dare_ties", {"density": 0.6, "ties_density": 0.3, "rescale": "l1", "normalize": True}),
+    ("della", {"density": 0.5}),
+    ("della", {"density": 0.6, "epsilon": 0.3, "rescale": "l1", "normalize": False}),
+    ("della_linear", {"density": 0.5, "rescale": "none"}),
+    ("della_linear", {"density": 1.0}),
+    ("breadcrumbs", {}),
+    ("breadcrumbs", {"density": 0.7, "gamma": 0.1}),
+    ("breadcrumbs", {"density": 0.95, "gamma": 0.2, "normalize": True}),
+    ("breadcrumbs", {"density": 0.001}),
+    ("breadcrumbs_ties", {"density": 0.5, "gamma": 0.05}),
+    ("sce", {}),
+    ("sce", {"density": 0.2, "gain": 1.5}),
+    ("pcb", {}),
+    ("pcb", {"density": 0.4, "clamp_tail": 0.05, "gain": 1.2}),
+    ("pcb", {"density": 1.0}),
+    ("emr", {}),
+    ("emr", {"gain": 0.5}),
+    ("consensus", {}),
+    ("consensus", {"tall_lambda": 0.2, "agree": 1, "gain": 0.7}),
+]
+"""Methods and settings that cover every branch of the formulas."""
+NAMES = [f"{name}-{i}" for i, (name, _) in enumerate(CASES)]
