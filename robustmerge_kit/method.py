@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
 from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict
@@ -34,6 +34,11 @@ class Params(BaseModel):
         """The field `name` as n values, one per adapter."""
         value = getattr(self, name)
         return value if isinstance(value, tuple) else (value,) * n
+
+    def among(self, members: Sequence[int]) -> Self:
+        """The settings of some of the adapters, by their positions in the tuples of values per adapter."""
+        each = {name: getattr(self, name) for name in self.per_adapter}
+        return self.model_copy(update={k: tuple(v[i] for i in members) for k, v in each.items() if isinstance(v, tuple)})
 
 
 @runtime_checkable

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -85,6 +85,8 @@ class Sites:
         step = group[0].step
         stack, draws = self.stack(group, device)
         stack, base = on_base(group[0], stack)
+        if len(group[0].present) < len(step.members):
+            step = replace(step, params=step.params.among(group[0].present))
         merged = merge_site(stack, step, draws, self.surveyed(step), base)
         shares = {
             step.members[i].index: share

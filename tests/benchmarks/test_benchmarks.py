@@ -160,7 +160,7 @@ def test_the_fold_benchmark_runs_on_a_small_case_with_optimal_rounding(tmp_path:
     done = subprocess.run(command, cwd=BENCHMARKS, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     text = results.read_text()
-    found = re.search(r"Error of the folded delta ([0-9.]+), one rounding of the exact sum ([0-9.]+)", text)
+    found = re.search(r"Error of the folded delta ([0-9.]+), one rounding of the exact sum ([0-9]+\.[0-9]+)", text)
     assert found is not None
     assert float(found[1]) <= 1.001 * float(found[2])
     assert "| rmkit : that bound |" in text

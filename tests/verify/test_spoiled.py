@@ -286,6 +286,18 @@ def test_zero_and_missing_sites(tmp_path: Path) -> None:
         assert {check.by for check in report.checks} == {"independent"}
 
 
+@pytest.mark.parametrize("method", ["ties", "dare_linear", "robustmerge", "breadcrumbs"])
+def test_a_density_of_its_own_stays_with_its_adapter_where_another_delta_is_zero(tmp_path: Path, method: str) -> None:
+    adapters = outputs.write_inputs(tmp_path, torch.float32)
+    path = tmp_path / "a1" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    save_file({k: v * ("layers.0.q_proj" not in k) for k, v in tensors.items()}, path, metadata={"format": "pt"})
+    entries = [{"adapter": a, "parameters": {"density": d}} for a, d in zip(adapters, (0.2, 0.3, 0.6), strict=True)]
+    report = outputs.check(outputs.merge(tmp_path, entries, method))
+    assert report.problems == ()
+    assert {check.by for check in report.checks} == {"independent"}
+
+
 def test_a_seed_of_the_command_line_is_taken_from_the_receipt(tmp_path: Path) -> None:
     from small_adapters import write_recipe
 
