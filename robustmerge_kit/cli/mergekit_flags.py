@@ -33,6 +33,7 @@ REFUSED = {
 
 def mergekit_flags(command: Command) -> Command:
     """Add mergekit's flags to a command; they reach it as one mapping `mergekit`."""
+
     def flag(*names: str) -> Callable[[Command], Command]:
         return click.option(*names, is_flag=True, default=None, hidden=True)
 

@@ -18,6 +18,7 @@ from robustmerge_kit.methods import breadcrumbs, consensus, dare, della, emr, pc
 MODULES = (breadcrumbs, consensus, dare, della, emr, pcb, sce, ties)
 METHODS: dict[str, Elementwise] = {method.name: method for module in MODULES for method in module.METHODS}
 
+
 def real(generator: torch.Generator, *shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
