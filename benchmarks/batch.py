@@ -106,7 +106,7 @@ class Bench:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--adapters", type=int, default=4)
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()

@@ -98,7 +98,7 @@ def main(handle: int) -> None:
     while True:
         packet, handles, _, _ = socket.recv_fds(requests, _PACKET, 1)
         if not packet:
-            return
+            break
         request = json.loads(packet)
         if "bury" in request:
             requests.send(json.dumps(_exit_code(request["bury"])).encode())
@@ -110,6 +110,9 @@ def main(handle: int) -> None:
             os.dup2(log, 2)
             os._exit(serve(Connection(handles[0])))
         os.close(handles[0])
+    with contextlib.suppress(ChildProcessError):  # what workers have used counts as used by the batch once they are waited for
+        while True:
+            os.waitpid(-1, 0)
 
 
 def _exit_code(pid: int) -> int | None:

@@ -158,7 +158,7 @@ def _device(resources: Resources) -> dict[str, Any]:
     import torch
 
     kind = torch.device(resources.device)
-    name = torch.cuda.get_device_name(kind) if kind.type == "cuda" else platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name(kind) if kind.type == "cuda" else platform.machine()
     return {"type": kind.type, "name": name, "workers": resources.workers, "memory": resources.memory}
 
 
