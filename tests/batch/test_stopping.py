@@ -109,7 +109,7 @@ def test_workers_do_not_outlive_a_batch_that_is_killed(place: Path) -> None:
     _, alive = psutil.wait_procs(family, timeout=15)
     assert alive == []
     finish(process)
-    assert contents(place / "merged") == {}
+    assert all("adapter_model.safetensors" in files for files in contents(place / "merged").values())
     assert not any("part" in path.name for path in (place / "merged").iterdir()), "they clean up even then"
 
 
