@@ -1,5 +1,6 @@
 # make quickstart   set up, merge four small adapters, print the accuracy table
 # make test         everything CI checks: lint, format, types, imports, tests
+# make test-slow    training, small benchmarks and repeated kills: some minutes
 # make bench        the speed tables of benchmarks/RESULTS.md
 # make dist         wheel and sdist in dist/
 # make fuzz         RUNS (default 1000000) mutated inputs for every reader of strangers' files; ENGINE=atheris where installed
@@ -24,7 +25,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 SETTINGS := pyproject.toml constraints.txt
 
-.PHONY: help quickstart test bench dist fuzz clean
+.PHONY: help quickstart test test-slow bench dist fuzz clean
 
 help:
 	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
@@ -54,7 +55,10 @@ test: $(VENV)/developing
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -n $(JOBS)
+	$(BIN)/python -m pytest -n $(JOBS) -m 'not slow'
+
+test-slow: $(VENV)/developing
+	$(BIN)/python -m pytest -m slow
 
 bench: $(VENV)/developing
 	$(BIN)/python benchmarks/adapter_merge.py

@@ -171,6 +171,7 @@ def until(log: Path, event: str, number: int, process: "subprocess.Popen[str]") 
     return True
 
 
+@pytest.mark.slow
 def test_a_batch_killed_again_and_again_ends_in_the_same_bytes(good: Path, fifty: dict[str, Any]) -> None:
     chance = random.Random(time.time_ns())
     command = ["recipes", "--out", "merged", "-j", "2", "--json", "-q"]

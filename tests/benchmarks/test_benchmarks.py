@@ -123,6 +123,7 @@ def test_the_machine_is_described_without_its_name() -> None:
     assert os.uname().nodename not in described
 
 
+@pytest.mark.slow
 def test_the_adapter_merge_benchmark_runs_on_a_small_case(tmp_path: Path) -> None:
     results = tmp_path / "RESULTS.md"
     command = [
@@ -145,6 +146,7 @@ def test_the_adapter_merge_benchmark_runs_on_a_small_case(tmp_path: Path) -> Non
     assert sorted(path.name for path in tmp_path.iterdir()) == ["RESULTS.md"]
 
 
+@pytest.mark.slow
 def test_the_analysis_benchmark_runs_on_a_small_case(tmp_path: Path) -> None:
     results = tmp_path / "RESULTS.md"
     arguments = ["--small", "--rounds", "1", "--scratch", str(tmp_path), "--results", str(results)]

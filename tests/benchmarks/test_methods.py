@@ -19,6 +19,7 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
 
 
+@pytest.mark.slow
 def test_it_runs_on_a_small_case_and_lists_every_method(tmp_path: Path) -> None:
     for package in ("peft", "mergekit"):
         pytest.importorskip(package, reason=f"{package} is not installed", exc_type=ImportError)

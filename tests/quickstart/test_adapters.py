@@ -75,6 +75,7 @@ def test_the_adapters_are_peft_folders_of_one_base_with_their_own_starts() -> No
     assert max(map(abs, alike)) < 0.2
 
 
+@pytest.mark.slow
 def test_training_again_gives_adapters_that_are_as_good(
     tmp_path: Path, evaluate: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
