@@ -98,13 +98,22 @@ class FactoredDelta:
 
     def __init__(self, factors: LowRank) -> None:
         self._factors = factors
-        self.norm2 = float(norm(factors).square().sum())
+        self.norm2 = _norm2(factors)
 
     def add_to(self, tile: Tensor, place: Place, first: int) -> None:
         b, a = self._factors.b, self._factors.a
         left, right = (a.mT, b.mT) if place.transposed else (b, a)
         rows = left[place.row + first : place.row + first + tile.shape[0]]
         torch.addmm(tile, rows.to(tile.dtype), right.to(tile.dtype), out=tile)
+
+
+def _norm2(factors: LowRank) -> float:
+    """Squared norm, to 1e-4 of it: in the factors' dtype, and in float64 where the terms nearly cancel."""
+    terms = (factors.a @ factors.a.mT) * (factors.b.mT @ factors.b)
+    norm2 = float(terms.sum(dtype=torch.float64))
+    if norm2 < 1e-2 * float(terms.abs().sum()):
+        return float(norm(factors)) ** 2
+    return norm2
 
 
 class DenseDelta:

@@ -18,7 +18,7 @@ from .places import Place, find_places, input_embedding, is_embedding, is_head, 
 from .quantised import refuse_quantised
 from .steps import SiteStep
 
-TILE = 1 << 21
+TILE = 1 << 20
 """Elements of a base tensor that are in memory as numbers at a time, for each worker."""
 
 FLOATING = ("float64", "float32", "float16", "bfloat16")

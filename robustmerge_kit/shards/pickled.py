@@ -37,7 +37,7 @@ class _LoadedTensor:
 
         return self.tensor.detach().clone(memory_format=torch.contiguous_format)
 
-    def read_flat(self, start: int, stop: int) -> torch.Tensor:
+    def read_flat(self, start: int, stop: int, into: torch.Tensor | None = None) -> torch.Tensor:
         if self.tensor.is_contiguous():
             return self.tensor.detach().view(-1)[start:stop].clone()
         return self.read().view(-1)[start:stop]

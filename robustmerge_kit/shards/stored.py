@@ -83,7 +83,7 @@ class _StoredTensor:
     def read(self) -> torch.Tensor:
         return self.read_flat(0, self.spec.numel).view(self.spec.shape)
 
-    def read_flat(self, start: int, stop: int) -> torch.Tensor:
+    def read_flat(self, start: int, stop: int, into: torch.Tensor | None = None) -> torch.Tensor:
         import numpy
         import torch
 
@@ -92,7 +92,8 @@ class _StoredTensor:
             return torch.empty(0, dtype=dtype)
         size = ITEMSIZE[self.spec.dtype]
         # A NumPy buffer, since every call of torch hands the interpreter to another thread and back.
-        buffer = numpy.empty((stop - start) * size, numpy.uint8)
+        count = (stop - start) * size
+        buffer = numpy.empty(count, numpy.uint8) if into is None else into.numpy()[:count]
         try:
             self.file.read_into(buffer.data, self.offset + start * size)
         except OSError as error:

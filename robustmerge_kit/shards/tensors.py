@@ -77,8 +77,10 @@ class TensorRef(Protocol):
         """
         ...
 
-    def read_flat(self, start: int, stop: int) -> torch.Tensor:
+    def read_flat(self, start: int, stop: int, into: torch.Tensor | None = None) -> torch.Tensor:
         """Elements start to stop of the flattened tensor, (stop - start,), in CPU memory of their own.
+
+        into: bytes, (n,) uint8 with room for all of it, that the result may take up instead of memory of its own.
 
         Raises: InputError when the file has changed or cannot be read.
         """
