@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from .adapters import check_values
 from .dora import Rows
@@ -27,7 +26,7 @@ def open_rows(weight: BaseWeight) -> Rows:
         turned = _turned(weight)
         return lambda start, stop: turned[start:stop]
 
-    def rows(start: int, stop: int) -> Tensor:
+    def rows(start: int, stop: int) -> torch.Tensor:
         first = place.first + start * place.cols
         return weight.ref.read_flat(first, place.first + stop * place.cols).view(stop - start, place.cols)
 
@@ -35,8 +34,8 @@ def open_rows(weight: BaseWeight) -> Rows:
 
 
 def relative_to_base(
-    step: SiteStep, factors: Sequence[tuple[Tensor, Tensor]], device: torch.device
-) -> list[tuple[Tensor, Tensor]]:
+    step: SiteStep, factors: Sequence[tuple[torch.Tensor, torch.Tensor]], device: torch.device
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """(A, B) of every member's delta to the plain base: of a member that began with a part of it, without that part.
 
     factors: as stored. The part is made on the device and comes back from it.
@@ -49,7 +48,7 @@ def relative_to_base(
     check_values(step.weight.ref.where, weight)
     weight = weight.to(device)
     made: dict[object, LowRank] = {}
-    found: list[tuple[Tensor, Tensor]] = []
+    found: list[tuple[torch.Tensor, torch.Tensor]] = []
     for member, (a, b) in zip(step.members, factors, strict=True):
         if member.factors.initial is None:
             found.append((a, b))
@@ -61,7 +60,7 @@ def relative_to_base(
     return found
 
 
-def _initial(member: Member, weight: Tensor, *, transposed: bool) -> LowRank:
+def _initial(member: Member, weight: torch.Tensor, *, transposed: bool) -> LowRank:
     factors = member.factors
     if factors.initial == "pissa":
         return leading_triplets(weight, factors.rank, factors.scale)
@@ -69,7 +68,7 @@ def _initial(member: Member, weight: Tensor, *, transposed: bool) -> LowRank:
     return LowRank(stored.a.mT, stored.b.mT) if transposed else stored
 
 
-def _turned(weight: BaseWeight) -> Tensor:
+def _turned(weight: BaseWeight) -> torch.Tensor:
     place = weight.place
     dtype: torch.dtype = getattr(torch, weight.ref.spec.dtype)
     size = place.rows * place.cols

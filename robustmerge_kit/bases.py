@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 import torch
 from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
 
 from .factors import Core
 
@@ -37,7 +36,7 @@ class CtmOptions(BaseModel):
     max_iter: Annotated[int, Field(ge=1, le=100_000)] = 1000
 
 
-def singular_basis(core: Core, options: CoreOptions) -> tuple[Float[Tensor, "q_b k_b"], Float[Tensor, "q_a k_a"]]:
+def singular_basis(core: Core, options: CoreOptions) -> tuple[Float[torch.Tensor, "q_b k_b"], Float[torch.Tensor, "q_a k_a"]]:
     """The bases of `space: core` in the coordinates of the core, one site.
 
     Left and right singular vectors of [c_1 B_1 | .. | c_n B_n] and [A_1; ..; A_n] (`factors`), or of [D_1 | .. | D_n] and
@@ -53,8 +52,8 @@ def singular_basis(core: Core, options: CoreOptions) -> tuple[Float[Tensor, "q_b
 
 
 def joint(
-    pairs: Sequence[tuple[Float[Tensor, "q _"], Float[Tensor, "p _"]]], eps: float, cut: float = 0.0
-) -> tuple[Float[Tensor, "q k"], Float[Tensor, "k"]]:
+    pairs: Sequence[tuple[Float[torch.Tensor, "q _"], Float[torch.Tensor, "p _"]]], eps: float, cut: float = 0.0
+) -> tuple[Float[torch.Tensor, "q k"], Float[torch.Tensor, "k"]]:
     """Left singular vectors and values of [L_1 M_1^T | .. | L_n M_n^T] from the pairs (L_t, M_t), one site.
 
     k is the numerical rank; `cut` drops the values up to that fraction of the largest one too.
@@ -74,7 +73,9 @@ def joint(
     return u[:, keep], s[keep]
 
 
-def common_basis(core: Core, options: CtmOptions) -> tuple[Float[Tensor, "*batch q_b k"], Float[Tensor, "*batch q_a k"]]:
+def common_basis(
+    core: Core, options: CtmOptions
+) -> tuple[Float[torch.Tensor, "*batch q_b k"], Float[torch.Tensor, "*batch q_a k"]]:
     """Orthonormal U, V that keep as much as possible of all cores: the sum of ||U^T X_t V||^2 is maximised by turns.
 
         X_t = (beta m_t + (1 - beta) mean(m)) M_t / m_t, m_t = ||M_t||_F
@@ -109,24 +110,24 @@ def common_basis(core: Core, options: CtmOptions) -> tuple[Float[Tensor, "*batch
     return u, v
 
 
-def _left(x: Float[Tensor, "q p"], eps: float) -> Float[Tensor, "q k"]:
+def _left(x: Float[torch.Tensor, "q p"], eps: float) -> Float[torch.Tensor, "q k"]:
     """Left singular vectors within the numerical rank."""
     u, s = _eigen(x @ x.mT) if eps > EIGEN_EPS else torch.linalg.svd(x, full_matrices=False)[:2]
     return u[:, : int((s > max(x.shape) * eps * s[:1]).sum())]
 
 
-def _eigen(gram: Float[Tensor, "q q"]) -> tuple[Float[Tensor, "q q"], Float[Tensor, "q"]]:
+def _eigen(gram: Float[torch.Tensor, "q q"]) -> tuple[Float[torch.Tensor, "q q"], Float[torch.Tensor, "q"]]:
     """Left singular vectors and values of x from x x^T."""
     values, vectors = torch.linalg.eigh(gram)
     return vectors.flip(-1), values.flip(-1).clamp_min(0).sqrt()
 
 
-def _outer(x: Float[Tensor, "*batch n q p"]) -> Float[Tensor, "*batch q q"]:
+def _outer(x: Float[torch.Tensor, "*batch n q p"]) -> Float[torch.Tensor, "*batch q q"]:
     """[x_1 | .. | x_n] times its transpose."""
     joined = x.movedim(-3, -2).flatten(-2)
     return joined @ joined.mT
 
 
-def _top(gram: Float[Tensor, "*batch q q"], k: int) -> Float[Tensor, "*batch q k"]:
+def _top(gram: Float[torch.Tensor, "*batch q q"], k: int) -> Float[torch.Tensor, "*batch q k"]:
     """Eigenvectors of the k largest eigenvalues, largest first."""
     return torch.linalg.eigh(gram)[1][..., -k:].flip(-1)

@@ -7,9 +7,8 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
 
-from .factors import COMPUTE, Spectral, orthonormal
+from .factors import Spectral, orthonormal
 from .method import Draws
 from .spaces import Dense
 
@@ -25,7 +24,7 @@ class Compressed(NamedTuple):
     """The leading singular values and vectors of a dense delta, and its whole energy ||D||_F^2 in float64."""
 
     spectral: Spectral
-    energy: Tensor
+    energy: torch.Tensor
 
 
 def compress(dense: Dense, rank: int, draws: Draws) -> Compressed:
@@ -64,17 +63,17 @@ class _Source:
         self._dense = dense
         self._held = dense.full() if dense.shape.numel() <= HOLD_ENTRIES else None
 
-    def blocks(self) -> Iterator[Tensor]:
+    def blocks(self) -> Iterator[torch.Tensor]:
         if self._held is not None:
             yield self._held
             return
         for _, block in self._dense.blocks():
             yield block
 
-    def times(self, x: Float[Tensor, "d_in k"]) -> Float[Tensor, "d_out k"]:
+    def times(self, x: Float[torch.Tensor, "d_in k"]) -> Float[torch.Tensor, "d_out k"]:
         return torch.cat([block @ x.to(block) for block in self.blocks()])
 
-    def transposed_times(self, x: Float[Tensor, "d_out k"]) -> Float[Tensor, "d_in k"]:
+    def transposed_times(self, x: Float[torch.Tensor, "d_out k"]) -> Float[torch.Tensor, "d_in k"]:
         total, start = torch.zeros(self.shape[1], x.shape[1], dtype=x.dtype, device=x.device), 0
         for block in self.blocks():
             part = x[start : start + block.shape[0]]
@@ -103,7 +102,7 @@ def _range_finder(source: _Source, rank: int, draws: Draws) -> Compressed:
     d_out, d_in = source.shape
     width = min(rank + OVERSAMPLING, d_out, d_in)
     first = next(source.blocks())
-    probe = draws.uniform(None, "compress probe", first.new_empty((d_in, width), dtype=COMPUTE)) - 0.5
+    probe = draws.uniform(None, "compress probe", first.new_empty((d_in, width), dtype=torch.float32)) - 0.5
     range_ = source.times(probe)
     for _ in range(POWER_ITERATIONS):
         other = orthonormal(source.transposed_times(orthonormal(range_, exact=False)[0]), exact=False)[0]
@@ -115,9 +114,9 @@ def _range_finder(source: _Source, rank: int, draws: Draws) -> Compressed:
     return Compressed(_spectral(q @ wh.mT[:, :rank], s[:rank], v[:, :rank], first), energy)
 
 
-def _spectral(u: Tensor, s: Tensor, v: Tensor, like: Tensor) -> Spectral:
+def _spectral(u: torch.Tensor, s: torch.Tensor, v: torch.Tensor, like: torch.Tensor) -> Spectral:
     """A decomposition whose bases are the singular vectors themselves."""
     eye = torch.eye(len(s), dtype=torch.float64, device=s.device)
-    dtype = torch.float64 if like.dtype == torch.float64 else COMPUTE
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     keep = s > max(len(u), len(v)) * torch.finfo(dtype).eps * s[:1]
     return Spectral(u.to(dtype), eye * keep, s * keep, eye * keep, v.to(dtype))

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import torch
-from torch import Tensor
 
 from .base_weight import relative_to_base
 from .factors import ratio
@@ -62,7 +61,7 @@ def measure_conflict(plan: Plan) -> Conflict | None:
     return Conflict(tuple(table), len(steps))
 
 
-def _products(step: SiteStep) -> Tensor:
+def _products(step: SiteStep) -> torch.Tensor:
     """<D_i, D_j> of the inputs at a site, (n, n) float64, experts of one parameter together.
 
     It is the sum over the entries of block i, j of (A A^T) * (B^T B), where A and B join the factors of all inputs.
@@ -75,7 +74,7 @@ def _products(step: SiteStep) -> Tensor:
     return owner.T @ products.reshape(-1, *products.shape[-2:]).sum(0) @ owner
 
 
-def _gram(parts: Sequence[Tensor]) -> Tensor:
+def _gram(parts: Sequence[torch.Tensor]) -> torch.Tensor:
     """X X^T, where X joins the rows of all parts, float64 sums of float32 products; only a slice of X is in memory.
 
     Shapes: parts (..., r_t, d) -> (..., R, R).

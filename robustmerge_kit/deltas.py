@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from .factors import InCore, LowRank, Spectral, norm
 from .pipeline import Delta, finish
@@ -25,7 +24,7 @@ class SiteDelta(Protocol):
     @property
     def norm2(self) -> float: ...
 
-    def add_to(self, tile: Tensor, place: Place, first: int) -> None:
+    def add_to(self, tile: torch.Tensor, place: Place, first: int) -> None:
         """Add rows `first` and following of what belongs into a place to a tile of it, in place."""
         ...
 
@@ -86,7 +85,7 @@ class ExpertDeltas:
     def norm2(self) -> float:
         return sum(delta.norm2 for delta in self._each if delta)
 
-    def add_to(self, tile: Tensor, place: Place, first: int) -> None:
+    def add_to(self, tile: torch.Tensor, place: Place, first: int) -> None:
         assert place.expert is not None
         delta = self._each[place.expert]
         if delta is not None:
@@ -100,7 +99,7 @@ class FactoredDelta:
         self._factors = factors
         self.norm2 = _norm2(factors)
 
-    def add_to(self, tile: Tensor, place: Place, first: int) -> None:
+    def add_to(self, tile: torch.Tensor, place: Place, first: int) -> None:
         b, a = self._factors.b, self._factors.a
         left, right = (a.mT, b.mT) if place.transposed else (b, a)
         rows = left[place.row + first : place.row + first + tile.shape[0]]
@@ -121,10 +120,10 @@ class DenseDelta:
 
     def __init__(self, delta: Dense) -> None:
         self._delta = delta
-        self._whole: Tensor | None = None
+        self._whole: torch.Tensor | None = None
         self.norm2 = 0.0
 
-    def add_to(self, tile: Tensor, place: Place, first: int) -> None:
+    def add_to(self, tile: torch.Tensor, place: Place, first: int) -> None:
         if place.transposed:
             whole = self._kept().mT
             rows = whole[place.row + first : place.row + first + tile.shape[0]].to(tile.device)
@@ -134,7 +133,7 @@ class DenseDelta:
         self.norm2 += float(torch.dot(flat, flat))
         tile += rows
 
-    def _kept(self) -> Tensor:
+    def _kept(self) -> torch.Tensor:
         if self._whole is None:
             shape = self._delta.shape
             if 4 * shape.numel() <= IN_MEMORY:
@@ -146,7 +145,7 @@ class DenseDelta:
         return self._whole
 
 
-def _in_file(shape: torch.Size) -> Tensor:
+def _in_file(shape: torch.Size) -> torch.Tensor:
     """Room for numbers in a file without a name, which the system may write out and which vanishes with its last use."""
     with tempfile.NamedTemporaryFile(prefix="rmkit-") as file:
         return torch.from_file(file.name, shared=True, size=shape.numel(), dtype=torch.float32).view(shape)

@@ -15,7 +15,7 @@ from collections.abc import Generator
 from io import BufferedReader
 from pathlib import Path
 
-_SETTLED = 0.1
+SETTLED = 0.1
 """Seconds after a change in which another change might leave the same time behind; nothing is remembered of such a file."""
 
 _known: dict[tuple[str | int, ...], str] = {}
@@ -38,7 +38,7 @@ def sha256_of(path: Path) -> tuple[int, str]:
     with path.open("rb") as file:
         stat = os.fstat(file.fileno())
         key = _key(path, stat)
-        if time.time() - stat.st_ctime < _SETTLED:
+        if time.time() - stat.st_ctime < SETTLED:
             return stat.st_size, _hash(file)
         if key not in _known:
             with _entry(key) as entry:

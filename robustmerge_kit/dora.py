@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from .compress import compress
 from .draws import KeyedDraws
@@ -35,7 +34,7 @@ CANCELLED = 1e-13
 TILE = 1 << 20
 """Entries of the base weight that are looked at together in float64."""
 
-Rows = Callable[[int, int], Tensor]
+Rows = Callable[[int, int], "torch.Tensor"]
 """Rows start to stop of the base weight seen as (d_out, d_in), in any floating dtype."""
 
 
@@ -46,10 +45,10 @@ class RowScaled:
     Shapes: g (d_out,) float64; low as LowRank, no batch axis.
     """
 
-    g: Float[Tensor, " d_out"]
+    g: Float[torch.Tensor, " d_out"]
     low: LowRank
 
-    def rows(self, start: int, stop: int, weight: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_in"]:
+    def rows(self, start: int, stop: int, weight: Float[torch.Tensor, "rows d_in"]) -> Float[torch.Tensor, "rows d_in"]:
         """Rows start to stop, from the same rows of the base weight."""
         made = self.low.b[start:stop] @ self.low.a
         return made.addcmul_(self.g[start:stop, None].to(made), weight.to(made))
@@ -68,12 +67,12 @@ class OnBase:
     Shapes: gains (n, d_out) float64.
     """
 
-    gains: Float[Tensor, "n d_out"]
+    gains: Float[torch.Tensor, "n d_out"]
     weight: Rows
 
 
 def fold_magnitudes(
-    stack: FactorStack, scales: Sequence[float], magnitudes: Sequence[Tensor | None], weight: Rows
+    stack: FactorStack, scales: Sequence[float], magnitudes: Sequence[torch.Tensor | None], weight: Rows
 ) -> tuple[FactorStack, OnBase]:
     """The stack with B_t <- diag(sigma_t) B_t, and what its deltas take from the base besides.
 
@@ -99,7 +98,7 @@ def fold_magnitudes(
     return replace(stack, b=tuple(b)), OnBase(gains, weight)
 
 
-def combine(stack: FactorStack, base: OnBase, coefficients: Tensor) -> RowScaled:
+def combine(stack: FactorStack, base: OnBase, coefficients: torch.Tensor) -> RowScaled:
     """sum_t c'_t D_t, exactly.
 
     Shapes: coefficients (n,), or (d_out, n) for one combination per output row.
@@ -108,7 +107,7 @@ def combine(stack: FactorStack, base: OnBase, coefficients: Tensor) -> RowScaled
     return RowScaled((c.reshape(-1, len(stack)) * base.gains.T).sum(-1), concat(stack, coefficients))
 
 
-def gram(stack: FactorStack, base: OnBase) -> Float[Tensor, "n n"]:
+def gram(stack: FactorStack, base: OnBase) -> Float[torch.Tensor, "n n"]:
     """G_ij = <D_i, D_j>_F of the weighted deltas, float64."""
     total = torch.zeros(len(stack), len(stack)).to(base.gains)
     for x in _deltas(stack, base):
@@ -117,7 +116,7 @@ def gram(stack: FactorStack, base: OnBase) -> Float[Tensor, "n n"]:
     return total
 
 
-def rowwise_gram(stack: FactorStack, base: OnBase) -> Float[Tensor, "d_out n n"]:
+def rowwise_gram(stack: FactorStack, base: OnBase) -> Float[torch.Tensor, "d_out n n"]:
     """Inner products of the deltas row by row: G[row, i, j] = D_i[row] . D_j[row], float64."""
     return torch.cat([torch.einsum("nrd,mrd->rnm", x, x) for x in _deltas(stack, base)])
 
@@ -128,7 +127,7 @@ def represent_full(stack: FactorStack, base: OnBase) -> Represented:
     (thing,) = low.objects
     scaled = [t for t in range(len(stack)) if bool(base.gains[t].any())]
 
-    def make(start: int, stop: int) -> Tensor:
+    def make(start: int, stop: int) -> torch.Tensor:
         x = thing.make(start, stop)
         weight = base.weight(start, stop).to(x)
         for t in scaled:
@@ -168,7 +167,7 @@ def widest_rank(rank: int, d_out: int, d_in: int) -> int:
     return min(WIDEST * rank, d_out, d_in)
 
 
-def _deltas(stack: FactorStack, base: OnBase) -> Iterator[Float[Tensor, "n rows d_in"]]:
+def _deltas(stack: FactorStack, base: OnBase) -> Iterator[Float[torch.Tensor, "n rows d_in"]]:
     """All weighted deltas in tiles of rows, float64."""
     for start, stop, rows in _tiles(base.weight, stack.d_out, stack.d_in, len(stack)):
         x = base.gains[:, start:stop, None] * rows.to(base.gains)
@@ -178,7 +177,7 @@ def _deltas(stack: FactorStack, base: OnBase) -> Iterator[Float[Tensor, "n rows 
         yield x
 
 
-def _tiles(weight: Rows, d_out: int, d_in: int, count: int = 1) -> Iterator[tuple[int, int, Tensor]]:
+def _tiles(weight: Rows, d_out: int, d_in: int, count: int = 1) -> Iterator[tuple[int, int, torch.Tensor]]:
     size = max(1, TILE // (count * d_in))
     for start in range(0, d_out, size):
         stop = min(start + size, d_out)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
 TILE_ROWS = 128
 """Rows that share one generator; a row's numbers never depend on how many rows are asked for."""
@@ -54,7 +53,7 @@ class KeyedDraws:
         """The draws of every site of a batch by itself."""
         return tuple(replace(self, sites=(site,)) for site in self.sites)
 
-    def own(self, stats: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def own(self, stats: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         """Of numbers per adapter of a whole survey, those of the adapters in the stack.
 
         Shapes: each (..., all adapters) -> (..., n).
@@ -67,7 +66,7 @@ class KeyedDraws:
         """Flat index, counted as the survey counted, of the first entry of a tensor with that many columns."""
         return self.origin + self.row * cols
 
-    def uniform(self, adapter: int | None, purpose: str, like: Tensor) -> Tensor:
+    def uniform(self, adapter: int | None, purpose: str, like: torch.Tensor) -> torch.Tensor:
         """Uniforms in [0, 1), float32, of the shape and on the device of `like`.
 
         adapter: position in the stack; None: one key for the whole stack, the same for any order of its adapters.

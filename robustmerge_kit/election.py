@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 import torch
 from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor
 
 from .factors import Weights
 from .method import Draws, Of, Stats, Whole
@@ -19,7 +18,7 @@ Density = Annotated[float, Field(gt=0, le=1)]
 Trim = Literal["topk", "kth"]
 
 
-def magnitude(x: Tensor, draws: Draws) -> Tensor:
+def magnitude(x: torch.Tensor, draws: Draws) -> torch.Tensor:
     """|x|: what a trim looks at."""
     return x.abs()
 
@@ -41,7 +40,7 @@ def survey_trim(whole: Whole, densities: Sequence[float], trim: Trim = "topk", o
     return survey_largest(whole, of, torch.tensor([max(1, k) for k in keep]), torch.tensor(whole.numel))
 
 
-def survey_largest(whole: Whole, of: Of, keep: Tensor, numel: Tensor) -> Stats:
+def survey_largest(whole: Whole, of: Of, keep: torch.Tensor, numel: torch.Tensor) -> Stats:
     """Exactly the `keep` largest of `of`, equal ones by lower index: the least of them, and the index of its last equal.
 
     keep 0 keeps nothing. `last` is absent where no equal is left out.
@@ -60,7 +59,7 @@ def survey_largest(whole: Whole, of: Of, keep: Tensor, numel: Tensor) -> Stats:
     return {"least": least, "last": torch.where(among_equals, last, torch.iinfo(torch.int64).max)}
 
 
-def trim(x: Float[Tensor, "*batch n rows cols"], stats: Stats, draws: Draws) -> Float[Tensor, "*batch n rows cols"]:
+def trim(x: Float[torch.Tensor, "*batch n rows cols"], stats: Stats, draws: Draws) -> Float[torch.Tensor, "*batch n rows cols"]:
     """X where it stays according to `survey_trim`, else 0.
 
     Shapes: (..., n, rows, cols) -> the same.
@@ -71,8 +70,8 @@ def trim(x: Float[Tensor, "*batch n rows cols"], stats: Stats, draws: Draws) -> 
 
 
 def within(
-    values: Float[Tensor, "*batch m rows cols"], least: Tensor, last: Tensor | None, draws: Draws
-) -> Float[Tensor, "*batch m rows cols"]:
+    values: Float[torch.Tensor, "*batch m rows cols"], least: torch.Tensor, last: torch.Tensor | None, draws: Draws
+) -> Float[torch.Tensor, "*batch m rows cols"]:
     """Mask, 1 or 0 in the dtype of `values`: values above `least`, and those equal to it whose flat index is at most `last`.
 
     Shapes: values (..., m, rows, cols), least and last (..., m) -> (..., m, rows, cols).
@@ -91,7 +90,7 @@ def within(
     return positive(values - torch.where(last < first, least, below))
 
 
-def positive(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+def positive(x: Float[torch.Tensor, "*shape"]) -> Float[torch.Tensor, "*shape"]:
     """1 where x > 0, else 0, in the dtype of x; overwrites x.
 
     On CPU torch's comparisons and its arithmetic with booleans take many times longer than this.
@@ -101,7 +100,7 @@ def positive(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return x.sign_().relu_()
 
 
-def elect(x: Float[Tensor, "*batch n rows cols"]) -> Float[Tensor, "*batch rows cols"]:
+def elect(x: Float[torch.Tensor, "*batch n rows cols"]) -> Float[torch.Tensor, "*batch rows cols"]:
     """The sign of the sum over the adapters, entry by entry, +1 where it is 0.
 
     Shapes: (..., n, rows, cols) -> (..., rows, cols) of +1 and -1.
@@ -110,8 +109,8 @@ def elect(x: Float[Tensor, "*batch n rows cols"]) -> Float[Tensor, "*batch rows 
 
 
 def merge_elected(
-    x: Float[Tensor, "*batch n rows cols"], weights: Weights, normalize: bool
-) -> Float[Tensor, "*batch rows cols"]:
+    x: Float[torch.Tensor, "*batch n rows cols"], weights: Weights, normalize: bool
+) -> Float[torch.Tensor, "*batch rows cols"]:
     """The sum of the entries whose sign is the elected one; `normalize` divides by the sum of their |weight|, 1 where none.
 
     Shapes: (..., n, rows, cols) -> (..., rows, cols).
@@ -127,7 +126,9 @@ def merge_elected(
     return total / torch.where(mass > 0, mass, 1.0)
 
 
-def merge_sum(x: Float[Tensor, "*batch n rows cols"], weights: Weights, normalize: bool) -> Float[Tensor, "*batch rows cols"]:
+def merge_sum(
+    x: Float[torch.Tensor, "*batch n rows cols"], weights: Weights, normalize: bool
+) -> Float[torch.Tensor, "*batch rows cols"]:
     """The sum over the adapters; `normalize` divides by the sum of all weights, those of zero deltas included.
 
     Shapes: (..., n, rows, cols) -> (..., rows, cols).

@@ -8,11 +8,10 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
 
 from .adapters import check_values
 from .base_weight import relative_to_base
@@ -21,7 +20,7 @@ from .factors import LowRank
 from .flow import Flow
 from .outcome import Outcome, SiteReport
 from .pipeline import finish, measure_rounding, singular_values
-from .plan import ExtraStep, Plan, SiteStep
+from .plan import ExtraStep, Plan, SiteStep, settle_ranks
 from .recipe import EnergyRank
 from .resources import Resources
 from .sites import Factors, LoadedSite, Sites, group_sites
@@ -31,7 +30,7 @@ from .sites import Factors, LoadedSite, Sites, group_sites
 class Sink(Protocol):
     """Where finished tensors go, in any order, from one thread."""
 
-    def write(self, name: str, tensor: Tensor) -> None: ...
+    def write(self, name: str, tensor: torch.Tensor) -> None: ...
 
 
 Observe = Callable[[str, int, int], None]
@@ -52,9 +51,9 @@ def execute(
     outcome = Outcome()
     runner = _Runner(plan, identities, resources, outcome)
 
-    def store(job: Job, result: list[_Merged] | Tensor) -> None:
+    def store(job: Job, result: list[_Merged] | torch.Tensor) -> None:
         if isinstance(job, ExtraStep):
-            assert isinstance(result, Tensor)
+            assert isinstance(result, torch.Tensor)
             sink.write(job.spec.name, result)
             observe(job.name, 0, job.read_bytes)
             return
@@ -77,18 +76,24 @@ def execute(
     return outcome
 
 
-def survey_spectra(plan: Plan, identities: Sequence[str], resources: Resources) -> dict[str, Tensor]:
-    """Singular values of every merged site, for ranks that depend on the data: site -> (k,) float64, descending."""
-    outcome = Outcome()
-    runner = _Runner(plan, identities, resources, outcome)
-    spectra: dict[str, Tensor] = {}
+def decide_ranks(plan: Plan, identities: Sequence[str], resources: Resources) -> Plan:
+    """The plan with the rank of every site decided; reads the inputs once more where ranks depend on singular values.
 
-    def store(job: Job, result: dict[str, Tensor]) -> None:
+    What spans all sites is surveyed here then, and the plan remembers it for these identities.
+
+    Raises: what `execute` raises; PlanError when the serving program takes no rank that large.
+    """
+    if not plan.rank_depends_on_data:
+        return plan
+    runner = _Runner(plan, identities, resources, Outcome())
+    spectra: dict[str, torch.Tensor] = {}
+
+    def store(job: Job, result: dict[str, torch.Tensor]) -> None:
         spectra.update(result)
 
     runner.sites.survey()
     runner.flow(runner.spectra, store).run(runner.batches(plan.steps), runner.enter_worker)
-    return spectra
+    return replace(settle_ranks(plan, spectra), surveyed=runner.sites.surveys)
 
 
 @dataclass(frozen=True)
@@ -166,17 +171,17 @@ class _Runner:
 
     # --- stages -------------------------------------------------------------------------------------------------------
 
-    def load(self, job: Job) -> list[Factors] | list[Tensor]:
+    def load(self, job: Job) -> list[Factors] | list[torch.Tensor]:
         if isinstance(job, ExtraStep):
             return [ref.read() for ref in job.refs]
         return [[self._pin(member.factors.read()) for member in step.members] for step in job]
 
-    def _pin(self, factors: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def _pin(self, factors: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         if self.device.type != "cuda":
             return factors
         return factors[0].pin_memory(), factors[1].pin_memory()
 
-    def work(self, job: Job, loaded: list[Factors] | list[Tensor]) -> list[_Merged] | Tensor:
+    def work(self, job: Job, loaded: list[Factors] | list[torch.Tensor]) -> list[_Merged] | torch.Tensor:
         if isinstance(job, ExtraStep):
             return _merge_extra(job, loaded)  # pyright: ignore[reportArgumentType]
         with self._on_device():
@@ -184,9 +189,9 @@ class _Runner:
             merged = [merged for group in groups for merged in self._merge_halving(group)]
         return _join_experts(job, merged)
 
-    def spectra(self, job: Job, loaded: list[Factors]) -> dict[str, Tensor]:
+    def spectra(self, job: Job, loaded: list[Factors]) -> dict[str, torch.Tensor]:
         assert not isinstance(job, ExtraStep)
-        found: dict[str, Tensor] = {}
+        found: dict[str, torch.Tensor] = {}
         with self._on_device():
             for group in group_sites(job, self._relative(job, loaded)):
                 if not group[0].present:
@@ -295,7 +300,7 @@ def _joined(step: SiteStep, parts: list[_Merged]) -> _Merged:
     )
 
 
-def _merge_extra(step: ExtraStep, values: list[Tensor]) -> Tensor:
+def _merge_extra(step: ExtraStep, values: list[torch.Tensor]) -> torch.Tensor:
     for ref, value in zip(step.refs, values, strict=True):
         if value.is_floating_point():
             check_values(ref.where, value)

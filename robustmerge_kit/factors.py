@@ -19,10 +19,9 @@ from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
 
-COMPUTE = torch.float32
-"""Dtype of arithmetic on matrices of the size of a factor; small square matrices are float64."""
+EPS = 2.0**-23
+"""Relative spacing of float32, in which everything is computed but input that is float64."""
 
 CONDITION_LIMIT = 3e4
 """Largest condition number of normalised columns at which a Cholesky factor stands in for Householder QR.
@@ -61,9 +60,9 @@ class FactorStack:
     Shapes: a[t] (..., r_t, d_in), b[t] (..., d_out, r_t) in any floating dtype.
     """
 
-    a: tuple[Float[Tensor, "*batch _ d_in"], ...]
-    b: tuple[Float[Tensor, "*batch d_out _"], ...]
-    coefficients: tuple[float | Tensor, ...]
+    a: tuple[Float[torch.Tensor, "*batch _ d_in"], ...]
+    b: tuple[Float[torch.Tensor, "*batch d_out _"], ...]
+    coefficients: tuple[float | torch.Tensor, ...]
     weights: Weights
 
     def __len__(self) -> int:
@@ -88,16 +87,16 @@ class FactorStack:
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of arithmetic on the factors: float64 when all of them are, else float32."""
-        return torch.float64 if all(x.dtype == torch.float64 for x in (*self.a, *self.b)) else COMPUTE
+        return torch.float64 if all(x.dtype == torch.float64 for x in (*self.a, *self.b)) else torch.float32
 
-    def folded_a(self, t: int) -> Float[Tensor, "*batch r d_in"]:
+    def folded_a(self, t: int) -> Float[torch.Tensor, "*batch r d_in"]:
         """A_t in compute dtype."""
         return self.a[t].to(self.dtype)
 
-    def folded_b(self, t: int) -> Float[Tensor, "*batch d_out r"]:
+    def folded_b(self, t: int) -> Float[torch.Tensor, "*batch d_out r"]:
         """c_t B_t in compute dtype."""
         c = self.coefficients[t]
-        return self.b[t].to(self.dtype) * (c.to(self.dtype)[..., None, None] if isinstance(c, Tensor) else c)
+        return self.b[t].to(self.dtype) * (c.to(self.dtype)[..., None, None] if isinstance(c, torch.Tensor) else c)
 
 
 @dataclass(frozen=True)
@@ -107,8 +106,8 @@ class LowRank:
     Shapes: b (..., d_out, k), a (..., k, d_in).
     """
 
-    b: Float[Tensor, "*batch d_out k"]
-    a: Float[Tensor, "*batch k d_in"]
+    b: Float[torch.Tensor, "*batch d_out k"]
+    a: Float[torch.Tensor, "*batch k d_in"]
 
     @property
     def rank(self) -> int:
@@ -125,10 +124,10 @@ class Core:
     Shapes: q_b (..., d_out, q_b), q_a (..., d_in, q_a) in compute dtype; r_b (..., q_b, R), r_a (..., q_a, R) float64.
     """
 
-    q_b: Float[Tensor, "*batch d_out q_b"]
-    q_a: Float[Tensor, "*batch d_in q_a"]
-    r_b: Float[Tensor, "*batch q_b R"]
-    r_a: Float[Tensor, "*batch q_a R"]
+    q_b: Float[torch.Tensor, "*batch d_out q_b"]
+    q_a: Float[torch.Tensor, "*batch d_in q_a"]
+    r_b: Float[torch.Tensor, "*batch q_b R"]
+    r_a: Float[torch.Tensor, "*batch q_a R"]
     ranks: tuple[int, ...]
     eps: float
 
@@ -141,31 +140,31 @@ class Core:
         return self.q_b.shape[-2], self.q_a.shape[-2]
 
     @cached_property
-    def pairs(self) -> tuple[tuple[Tensor, Tensor], ...]:
+    def pairs(self) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
         """The columns of r_b and r_a that belong to each adapter."""
         return tuple(zip(self.r_b.split(self.ranks, -1), self.r_a.split(self.ranks, -1), strict=True))
 
     @cached_property
-    def cores(self) -> Float[Tensor, "*batch n q_b q_a"]:
+    def cores(self) -> Float[torch.Tensor, "*batch n q_b q_a"]:
         """M_t, one per adapter, in the order of the stack."""
         return torch.stack([b @ a.mT for b, a in self.pairs], -3)
 
     @cached_property
-    def sum(self) -> Float[Tensor, "*batch q_b q_a"]:
+    def sum(self) -> Float[torch.Tensor, "*batch q_b q_a"]:
         """The sum of all M_t."""
         return self.r_b @ self.r_a.mT
 
     @cached_property
-    def norms(self) -> Float[Tensor, "*batch n"]:
+    def norms(self) -> Float[torch.Tensor, "*batch n"]:
         """||D_t||_F."""
         return torch.linalg.matrix_norm(self.cores)
 
     @cached_property
-    def svds(self) -> tuple[tuple[Tensor, Tensor, Tensor], ...]:
+    def svds(self) -> tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor], ...]:
         """(U_t, S_t, V_t) of every M_t, min(r_t, q_b, q_a) columns; those beyond the numerical rank are exactly zero."""
         return tuple(_product_svd(b, a, self.eps) for b, a in self.pairs)
 
-    def combine(self, coefficients: Float[Tensor, "*batch n"]) -> InCore:
+    def combine(self, coefficients: Float[torch.Tensor, "*batch n"]) -> InCore:
         """The delta sum_t coefficients[t] D_t."""
         each = [coefficients[..., t, None].expand(*coefficients.shape[:-1], r) for t, r in enumerate(self.ranks)]
         return InCore(self, (self.r_b * torch.cat(each, -1)[..., None, :].to(self.r_b)) @ self.r_a.mT)
@@ -182,7 +181,7 @@ class InCore:
     """A merged delta q_b @ matrix @ q_a.T in the bases of a `Core`."""
 
     core: Core
-    matrix: Float[Tensor, "*batch q_b q_a"]
+    matrix: Float[torch.Tensor, "*batch q_b q_a"]
 
 
 @dataclass(frozen=True)
@@ -194,18 +193,18 @@ class Spectral:
     Shapes: q_b (..., d_out, q_b), u (..., q_b, k), s (..., k) descending, v (..., q_a, k), q_a (..., d_in, q_a).
     """
 
-    q_b: Float[Tensor, "*batch d_out q_b"]
-    u: Float[Tensor, "*batch q_b k"]
-    s: Float[Tensor, "*batch k"]
-    v: Float[Tensor, "*batch q_a k"]
-    q_a: Float[Tensor, "*batch d_in q_a"]
+    q_b: Float[torch.Tensor, "*batch d_out q_b"]
+    u: Float[torch.Tensor, "*batch q_b k"]
+    s: Float[torch.Tensor, "*batch k"]
+    v: Float[torch.Tensor, "*batch q_a k"]
+    q_a: Float[torch.Tensor, "*batch d_in q_a"]
 
     @property
     def rank(self) -> int:
         """Numerical rank, the largest of a batch."""
         return int((self.s > 0).sum(-1).max()) if self.s.numel() else 0
 
-    def with_values(self, s: Float[Tensor, "*batch k"]) -> Spectral:
+    def with_values(self, s: Float[torch.Tensor, "*batch k"]) -> Spectral:
         """The same directions with other singular values, put into descending order again."""
         s, order = torch.sort(s, dim=-1, descending=True, stable=True)
         u, v = (torch.take_along_dim(x, order[..., None, :], -1) for x in (self.u, self.v))
@@ -227,7 +226,7 @@ class Spectral:
         return pad(LowRank(b, a), k)
 
 
-def gram(stack: FactorStack) -> Float[Tensor, "*batch n n"]:
+def gram(stack: FactorStack) -> Float[torch.Tensor, "*batch n n"]:
     """G_ij = <D_i, D_j>_F of the weighted deltas, from products of factors only.
 
     G_ij = c_i c_j times the sum over entries of (A_i A_j^T) * (B_i^T B_j), float64.
@@ -236,7 +235,7 @@ def gram(stack: FactorStack) -> Float[Tensor, "*batch n n"]:
     return _scaled(_blocks((a @ a.mT) * (b.mT @ b), stack.ranks), stack)
 
 
-def rowwise_gram(stack: FactorStack) -> Float[Tensor, "*batch d_out n n"]:
+def rowwise_gram(stack: FactorStack) -> Float[torch.Tensor, "*batch d_out n n"]:
     """Inner products of the deltas row by row: G[row, i, j] = D_i[row] . D_j[row], float64."""
     a, b = _joined(stack)
     rows = [
@@ -246,13 +245,13 @@ def rowwise_gram(stack: FactorStack) -> Float[Tensor, "*batch d_out n n"]:
     return _scaled(torch.stack(rows, -2), stack)
 
 
-def norms(stack: FactorStack) -> Float[Tensor, "*batch n"]:
+def norms(stack: FactorStack) -> Float[torch.Tensor, "*batch n"]:
     """||D_t||_F of the weighted deltas, float64."""
     each = [norm(LowRank(b, a)) for b, a in zip(stack.b, stack.a, strict=True)]
     return torch.stack(each, -1) * _coefficients(stack).abs()
 
 
-def concat(stack: FactorStack, coefficients: Tensor | Sequence[float]) -> LowRank:
+def concat(stack: FactorStack, coefficients: torch.Tensor | Sequence[float]) -> LowRank:
     """sum_t c'_t D_t as factors [c'_1 B_1 | .. | c'_n B_n] and [A_1; ..; A_n], rank R; B_t folded.
 
     Shapes: coefficients (..., n), or (..., d_out, n) for one combination per output row.
@@ -275,7 +274,7 @@ def core(stack: FactorStack) -> Core:
     return Core(q_b.to(stack.dtype), q_a.to(stack.dtype), r_b * c[..., None, :], r_a, stack.ranks, eps)
 
 
-def orthonormal(x: Float[Tensor, "*batch d k"], exact: bool = True) -> tuple[Tensor, Tensor]:
+def orthonormal(x: Float[torch.Tensor, "*batch d k"], exact: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
     """Q, R with x = Q R and Q^T Q = 1, in float64; R is min(d, k) x k and Q d x min(d, k).
 
     `exact` demands Householder QR. Otherwise the Cholesky factor of the Gram matrix of the normalised columns serves where
@@ -298,22 +297,24 @@ def orthonormal(x: Float[Tensor, "*batch d k"], exact: bool = True) -> tuple[Ten
     return q, r
 
 
-def _householder(x: Tensor) -> tuple[Tensor, Tensor]:
+def _householder(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     q, r = torch.linalg.qr(x)
     return q, r
 
 
-def nrank(s: Float[Tensor, "*batch k"], shape: Sequence[int], eps: float) -> Int[Tensor, "*batch"]:
+def nrank(s: Float[torch.Tensor, "*batch k"], shape: Sequence[int], eps: float) -> Int[torch.Tensor, "*batch"]:
     """Numerical rank: how many singular values exceed max(shape) * eps * the largest; 0 for the zero matrix."""
     return (s > max(shape) * eps * s[..., :1]).sum(-1)
 
 
-def ratio(over: Tensor, under: Tensor) -> Tensor:
+def ratio(over: torch.Tensor, under: torch.Tensor) -> torch.Tensor:
     """Quotient over / under entry by entry; 0 where `under` is 0."""
     return torch.where(under != 0, over / torch.where(under != 0, under, 1.0), 0.0)
 
 
-def svd(x: Float[Tensor, "*batch m p"], eps: float, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def svd(
+    x: Float[torch.Tensor, "*batch m p"], eps: float, noise: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(U, S, V) with x = U diag(S) V^T, min(m, p) columns; everything beyond the numerical rank is exactly zero.
 
     Values up to `noise` (...,) are zero as well: what is left of terms that cancel is rounding, not a direction.
@@ -326,7 +327,7 @@ def svd(x: Float[Tensor, "*batch m p"], eps: float, noise: Tensor | None = None)
     return u * loud[..., None, :], s * loud, v * loud[..., None, :]
 
 
-def polar(x: Float[Tensor, "*batch m p"], eps: float) -> Float[Tensor, "*batch m p"]:
+def polar(x: Float[torch.Tensor, "*batch m p"], eps: float) -> Float[torch.Tensor, "*batch m p"]:
     """U V^T over the numerical rank of x = U S V^T: the nearest partial isometry; zero for the zero matrix."""
     u, _, v = svd(x, eps)
     return u @ v.mT
@@ -339,7 +340,7 @@ def decompose(delta: LowRank | InCore) -> Spectral:
         u, s, v = svd(delta.matrix, core.eps, _rounding(core.r_b, core.r_a))
         return Spectral(core.q_b, u, s, v, core.q_a)
     exact = delta.b.dtype == torch.float64
-    dtype = torch.float64 if exact else COMPUTE
+    dtype = torch.float64 if exact else torch.float32
     q_b, r_b = orthonormal(delta.b, exact)
     q_a, r_a = orthonormal(delta.a.mT, exact)
     u, s, v = svd(r_b @ r_a.mT, torch.finfo(dtype).eps, _rounding(r_b, r_a))
@@ -355,7 +356,7 @@ def pad(delta: LowRank, k: int) -> LowRank:
     return LowRank(b, torch.nn.functional.pad(delta.a, (0, 0, 0, missing)))
 
 
-def norm(delta: LowRank | InCore | Spectral) -> Float[Tensor, "*batch"]:
+def norm(delta: LowRank | InCore | Spectral) -> Float[torch.Tensor, "*batch"]:
     """||D||_F, float64."""
     if isinstance(delta, Spectral):
         return torch.linalg.vector_norm(delta.s, dim=-1)
@@ -365,7 +366,7 @@ def norm(delta: LowRank | InCore | Spectral) -> Float[Tensor, "*batch"]:
     return ((a @ a.mT) * (b.mT @ b)).sum((-2, -1)).clamp_min(0).sqrt()
 
 
-def _signs(b: Float[Tensor, "*batch d k"]) -> Float[Tensor, "*batch 1 k"]:
+def _signs(b: Float[torch.Tensor, "*batch d k"]) -> Float[torch.Tensor, "*batch 1 k"]:
     """The sign of the largest entry by magnitude of every column, of the first one on a tie; + for a zero column."""
     high, low = b.amax(-2, keepdim=True), -b.amin(-2, keepdim=True)
     negative = low > high
@@ -375,18 +376,20 @@ def _signs(b: Float[Tensor, "*batch d k"]) -> Float[Tensor, "*batch 1 k"]:
     return torch.where(negative, -1.0, 1.0).to(b)
 
 
-def _rounding(b: Float[Tensor, "*batch m k"], a: Float[Tensor, "*batch p k"]) -> Float[Tensor, "*batch"]:
+def _rounding(b: Float[torch.Tensor, "*batch m k"], a: Float[torch.Tensor, "*batch p k"]) -> Float[torch.Tensor, "*batch"]:
     """How large float64 rounding may be in b a^T: its terms b_j a_j^T may cancel, their rounding does not."""
     terms = torch.linalg.vector_norm(b, dim=-2) * torch.linalg.vector_norm(a, dim=-2)
     return max(b.shape[-2], a.shape[-2]) * torch.finfo(torch.float64).eps * torch.linalg.vector_norm(terms, dim=-1)
 
 
-def _masked(u: Tensor, s: Tensor, v: Tensor, shape: Sequence[int], eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def _masked(
+    u: torch.Tensor, s: torch.Tensor, v: torch.Tensor, shape: Sequence[int], eps: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     keep = torch.arange(s.shape[-1], device=s.device) < nrank(s, shape, eps)[..., None]
     return u * keep[..., None, :], s * keep, v * keep[..., None, :]
 
 
-def _product_svd(b: Tensor, a: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def _product_svd(b: torch.Tensor, a: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """SVD of b a^T by way of the r x r product of triangular factors; the rank is judged at the size of b a^T."""
     q_b, r_b = torch.linalg.qr(b)
     q_a, r_a = torch.linalg.qr(a)
@@ -394,23 +397,23 @@ def _product_svd(b: Tensor, a: Tensor, eps: float) -> tuple[Tensor, Tensor, Tens
     return _masked(q_b @ u, s, q_a @ vh.mT, (b.shape[-2], a.shape[-2]), eps)
 
 
-def _joined(stack: FactorStack) -> tuple[Float[Tensor, "*batch R d_in"], Float[Tensor, "*batch d_out R"]]:
+def _joined(stack: FactorStack) -> tuple[Float[torch.Tensor, "*batch R d_in"], Float[torch.Tensor, "*batch d_out R"]]:
     """[A_1; ..; A_n] and [B_1 | .. | B_n] in float64, coefficients not folded in."""
     return torch.cat([a.double() for a in stack.a], -2), torch.cat([b.double() for b in stack.b], -1)
 
 
-def _coefficients(stack: FactorStack) -> Float[Tensor, "*batch n"]:
+def _coefficients(stack: FactorStack) -> Float[torch.Tensor, "*batch n"]:
     each = [torch.as_tensor(c, dtype=torch.float64, device=stack.a[0].device) for c in stack.coefficients]
     return torch.stack([c.expand(stack.batch) for c in each], -1)
 
 
-def _blocks(x: Float[Tensor, "*batch R R"], ranks: Sequence[int]) -> Float[Tensor, "*batch n n"]:
+def _blocks(x: Float[torch.Tensor, "*batch R R"], ranks: Sequence[int]) -> Float[torch.Tensor, "*batch n n"]:
     """The sum over each block of adapter i against adapter j."""
     rows = torch.stack([part.sum(-2) for part in x.split(ranks, -2)], -2)
     return torch.stack([part.sum(-1) for part in rows.split(ranks, -1)], -1)
 
 
-def _scaled(x: Float[Tensor, "*batch n n"], stack: FactorStack) -> Float[Tensor, "*batch n n"]:
+def _scaled(x: Float[torch.Tensor, "*batch n n"], stack: FactorStack) -> Float[torch.Tensor, "*batch n n"]:
     c = _coefficients(stack)
     outer = c[..., :, None] * c[..., None, :]
     return x * (outer if x.ndim == outer.ndim else outer[..., None, :, :])

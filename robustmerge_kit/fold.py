@@ -16,7 +16,6 @@ from typing import Any, Protocol
 
 import torch
 import xxhash
-from torch import Tensor
 
 from .adapters import check_values
 from .base_weight import relative_to_base
@@ -31,7 +30,6 @@ from .sites import Factors, LoadedSite, Sites, group_sites
 from .whole_tensors import made_of
 
 Job = SiteStep | Change | Copy
-_CPU = torch.device("cpu")
 Region = tuple[str, int, int]
 """Elements of a tensor: its name, first element, end."""
 
@@ -47,7 +45,7 @@ class Canvas(Protocol):
         """Make sure that the file of a tensor is there."""
         ...
 
-    def write(self, tensor: str, start: int, values: Tensor) -> None:
+    def write(self, tensor: str, start: int, values: torch.Tensor) -> None:
         """Store elements of a tensor from `start` on."""
         ...
 
@@ -252,12 +250,12 @@ class _Folder:
                 self._store(copy.tensor, first, values, checksum)
         return checksum.hexdigest()
 
-    def _store(self, tensor: str, start: int, values: Tensor, checksum: xxhash.xxh3_64) -> None:
+    def _store(self, tensor: str, start: int, values: torch.Tensor, checksum: xxhash.xxh3_64) -> None:
         flat = values.reshape(-1).cpu()
         self.canvas.write(tensor, start, flat)
         checksum.update(bytes_of(flat))
 
-    def _read(self, ref: TensorRef, start: int, stop: int) -> Tensor:
+    def _read(self, ref: TensorRef, start: int, stop: int) -> torch.Tensor:
         """Elements of a tensor, valid until this worker reads again."""
         size = ref.spec.nbytes // max(1, ref.spec.numel)
         return ref.read_flat(start, stop, self._scratch("stored", (stop - start) * size, torch.uint8))
@@ -312,7 +310,7 @@ class _Folder:
 
     def _tile(
         self, delta: SiteDelta | None, place: Place, first: int, rows: int, device: torch.device
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         ref = self._base(place.tensor)
         assert ref is not None
         start = place.first + first * place.cols
@@ -328,9 +326,9 @@ class _Folder:
             return tile, tile
         return tile, self._scratch("rounded", tile.numel(), dtype, device).view(rows, place.cols).copy_(tile)
 
-    def _scratch(self, use: str, numel: int, dtype: torch.dtype, device: torch.device = _CPU) -> Tensor:
+    def _scratch(self, use: str, numel: int, dtype: torch.dtype, device: torch.device | None = None) -> torch.Tensor:
         """Room that this worker takes up for the same use again and again: fresh memory costs a page fault per page."""
-        rooms: dict[tuple[str, torch.dtype, torch.device], Tensor] = self._local.__dict__.setdefault("rooms", {})
+        rooms: dict[tuple[str, torch.dtype, torch.device | None], torch.Tensor] = self._local.__dict__.setdefault("rooms", {})
         room = rooms.get((use, dtype, device))
         if room is None or room.numel() < numel:
             room = rooms[use, dtype, device] = torch.empty(max(numel, TILE), dtype=dtype, device=device)
@@ -383,7 +381,7 @@ def _tiles(place: Place) -> Iterator[tuple[int, int]]:
         yield first, min(size, place.rows - first)
 
 
-def _refuse_overflow(values: Tensor, ref: TensorRef, tensor: str) -> None:
+def _refuse_overflow(values: torch.Tensor, ref: TensorRef, tensor: str) -> None:
     if not torch.isfinite(values).all() and torch.isfinite(values.float().nan_to_num(0, 0, 0)).all():
         raise PlanError(
             f"{tensor} ({ref.path.name}) does not fit into {str(values.dtype).removeprefix('torch.')}",

@@ -19,7 +19,6 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from .compress import compress
 from .draws import KeyedDraws
@@ -43,7 +42,7 @@ def robustmerge(
     variant: Literal["official", "paper", "factor_sum"] = "official",
     density: float = 0.2,
     gain: float = 2.0,
-) -> Tensor:
+) -> torch.Tensor:
     """Merge one tensor of several models by RobustMerge of their re-factored deltas.
 
     Shapes: any -> the same; only matrices are factored.
@@ -67,7 +66,7 @@ def robustmerge(
     return (base + merged.b @ merged.a).to(group.base.tensor.dtype)
 
 
-def _factored(delta: Tensor, rank: int, draws: KeyedDraws) -> LowRank:
+def _factored(delta: torch.Tensor, rank: int, draws: KeyedDraws) -> LowRank:
     """The best approximation, without directions beyond its numerical rank."""
     whole = Dense(delta.shape, delta.shape[0], lambda start, stop: delta[start:stop])
     spectral = compress(whole, rank, draws).spectral

@@ -19,22 +19,20 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
-from torch.nn.functional import pad
 
-from .factors import COMPUTE, LowRank, ratio
+from .factors import LowRank, ratio
 from .leading import right_vectors, tiles
 
 
 def take_out(
-    a: Float[Tensor, "r d_in"], b: Float[Tensor, "d_out r"], initial: LowRank
-) -> tuple[Float[Tensor, "r2 d_in"], Float[Tensor, "d_out r2"]]:
+    a: Float[torch.Tensor, "r d_in"], b: Float[torch.Tensor, "d_out r"], initial: LowRank
+) -> tuple[Float[torch.Tensor, "r2 d_in"], Float[torch.Tensor, "d_out r2"]]:
     """A and B of the delta to the plain base: [A; A0] and [B | -B0], in float32 or the wider dtype of the factors."""
-    dtype = torch.promote_types(COMPUTE, torch.promote_types(a.dtype, b.dtype))
+    dtype = torch.promote_types(torch.float32, torch.promote_types(a.dtype, b.dtype))
     return torch.cat([a.to(dtype), initial.a.to(a.device, dtype)]), torch.cat([b.to(dtype), -initial.b.to(b.device, dtype)], 1)
 
 
-def leading_triplets(weight: Float[Tensor, "d_out d_in"], rank: int, scale: float) -> LowRank:
+def leading_triplets(weight: Float[torch.Tensor, "d_out d_in"], rank: int, scale: float) -> LowRank:
     """B0 and A0 of PiSSA, float64, from a weight of any floating dtype; zeros beyond min(d_out, d_in).
 
     The largest entry by magnitude of every column of B0 is positive.
@@ -50,7 +48,7 @@ def leading_triplets(weight: Float[Tensor, "d_out d_in"], rank: int, scale: floa
     return _signed(u * root, (v * root).mT, rank)
 
 
-def leading_columns(weight: Float[Tensor, "rows cols"], rank: int) -> LowRank:
+def leading_columns(weight: Float[torch.Tensor, "rows cols"], rank: int) -> LowRank:
     """B0 and A0 of OLoRA for a weight as it is stored, float64; zeros beyond min(rows, cols)."""
     q = torch.linalg.qr(weight[:, :rank].double()).Q
     a = torch.zeros(q.shape[1], weight.shape[1], dtype=torch.float64, device=weight.device)
@@ -59,8 +57,10 @@ def leading_columns(weight: Float[Tensor, "rows cols"], rank: int) -> LowRank:
     return _signed(q, a, rank)
 
 
-def _signed(b: Tensor, a: Tensor, rank: int) -> LowRank:
+def _signed(b: torch.Tensor, a: torch.Tensor, rank: int) -> LowRank:
     largest = b.gather(0, b.abs().argmax(0, keepdim=True))[0]
     sign = torch.where(largest < 0, -1.0, 1.0)
     missing = rank - b.shape[1]
-    return LowRank(pad(b * sign, (0, missing)), pad(a * sign[:, None], (0, 0, 0, missing)))
+    return LowRank(
+        torch.nn.functional.pad(b * sign, (0, missing)), torch.nn.functional.pad(a * sign[:, None], (0, 0, 0, missing))
+    )

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
 
 EXACT_SIDE = 1024
 """Columns up to which all eigenvectors are computed."""
@@ -27,7 +26,7 @@ TILE = 1 << 20
 """Entries of the matrix that are looked at together in float64."""
 
 
-def right_vectors(matrix: Float[Tensor, "rows cols"], count: int) -> Float[Tensor, "cols k"]:
+def right_vectors(matrix: Float[torch.Tensor, "rows cols"], count: int) -> Float[torch.Tensor, "cols k"]:
     """V of the min(count, cols) leading singular triplets, float64, in descending order; rows >= cols, any floating dtype.
 
     The same for any machine up to rounding: where a search starts is fixed.
@@ -42,14 +41,14 @@ def right_vectors(matrix: Float[Tensor, "rows cols"], count: int) -> Float[Tenso
     return torch.linalg.eigh(gram).eigenvectors[:, -count:].flip(1)
 
 
-def tiles(matrix: Tensor) -> Iterator[tuple[int, Tensor]]:
+def tiles(matrix: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
     """Rows in float64, a tile at a time, with the number of the first."""
     size = max(1, TILE // matrix.shape[1])
     for first in range(0, matrix.shape[0], size):
         yield first, matrix[first : first + size].double()
 
 
-def _search(matrix: Tensor, count: int) -> Tensor | None:
+def _search(matrix: torch.Tensor, count: int) -> torch.Tensor | None:
     """The vectors in a Krylov space of a quarter of all columns; None where they are not in it."""
     cols, block = matrix.shape[1], count + MORE
     start = torch.randn(cols, block, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -69,7 +68,7 @@ def _search(matrix: Tensor, count: int) -> Tensor | None:
     return None
 
 
-def _squared(matrix: Tensor, x: Tensor) -> Tensor:
+def _squared(matrix: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """W^T W x."""
     total = torch.zeros_like(x)
     for _, rows in tiles(matrix):
@@ -77,7 +76,7 @@ def _squared(matrix: Tensor, x: Tensor) -> Tensor:
     return total
 
 
-def _leading(basis: Tensor, images: Tensor, count: int) -> Tensor | None:
+def _leading(basis: torch.Tensor, images: torch.Tensor, count: int) -> torch.Tensor | None:
     """The leading Ritz vectors, None while they may be off by more than `PRECISION`. images: W^T W basis."""
     small = basis.mT @ images
     values, inner = torch.linalg.eigh((small + small.mT) / 2)

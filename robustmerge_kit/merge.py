@@ -10,10 +10,11 @@ from pathlib import Path
 from .clock import Clock
 from .conflict import measure_conflict
 from .disk import check_space
-from .errors import OutputError
-from .execute import Observe, execute, survey_spectra
+from .errors import OutputError, RecipeError
+from .execute import Observe, decide_ranks, execute
 from .fold import fold
 from .hashing import Hashing
+from .late import load
 from .links import as_path
 from .lock import Lock
 from .outcome import Outcome
@@ -33,7 +34,7 @@ from .output import (
     write_card,
     write_json,
 )
-from .plan import DEFAULT_LAYOUT, Inputs, Layout, Plan, check_output_name, gather, make_plan, settle_ranks
+from .plan import DEFAULT_LAYOUT, Inputs, Layout, Plan, check_output_name, gather, make_plan
 from .recipe import Recipe, load_recipe
 from .resources import Resources
 from .sources import FileDigest, digest
@@ -43,7 +44,7 @@ def merge(
     recipe: Recipe,
     out: Path | None = None,
     *,
-    resources: Resources | None = None,
+    resources: Resources | Callable[[], Resources] | None = None,
     overwrite: bool = False,
     restart: bool = False,
     card: bool = True,
@@ -55,13 +56,14 @@ def merge(
     """Run a recipe and write its result to `out`, else to the recipe's `output.path`, else to `<recipe name>-merged`.
 
     The folder appears whole or not at all. A folded model that a signal or a full disk left unfinished is gone on with, unless
-    `restart`. `layout`: how a folded model is split into files. `lock`: what everything must still be. `planned` is called once
-    before any weight is read, `observe` after every step.
+    `restart`. `layout`: how a folded model is split into files. `lock`: what everything must still be. `resources`: may be a
+    function, which takes the time to look for devices and is called once nothing is wrong with the recipe. `planned` is called
+    once before any weight is read, `observe` after every step.
 
     Raises: RmkitError; every mistake of the user's is reported before anything is written.
     """
+    refuse_sweep(recipe)
     clock = Clock()
-    resources = resources or Resources()
     target = output_path(recipe, out)
     check_free(target, overwrite)
     inputs = gather(recipe)
@@ -72,16 +74,19 @@ def merge(
     with Hashing(inputs) as hashing:
         plan = make_plan(recipe, inputs, layout)
         check_output_name(plan.target, target)
-        identity = hashing.merge_identity(plan, resources.device, layout) if plan.fold else None
+        # The inputs are hashed meanwhile, by a core that has nothing else to do.
+        load("torch")
+        chosen = resources() if callable(resources) else resources or Resources()
+        identity = hashing.merge_identity(plan, chosen.device, layout) if plan.fold else None
         if restart:
             clear_leftovers(target)
         check_space(target, plan.write_bytes - unfinished_bytes(target, identity))
         planned(plan)
         clock.lap("plan")
         identities = hashing.identities() if plan.random else [adapter.label for adapter in plan.adapters]
-        plan = decide_ranks(plan, identities, resources)
+        plan = decide_ranks(plan, identities, chosen)
         clock.lap("ranks")
-        run = _Run(plan, identities, resources, hashing, clock, observe)
+        run = _Run(plan, identities, chosen, hashing, clock, observe)
         with staged(target, overwrite, identity) as stage:
             written = run.fold(stage, identity) if identity else run.merge(stage)
             content = run.document(stage, written, target.name if card else None)
@@ -103,11 +108,25 @@ def prepare(recipe: Recipe | Path, out: Path | None = None) -> Plan:
     return plan
 
 
-def decide_ranks(plan: Plan, identities: list[str], resources: Resources) -> Plan:
-    """The plan with every site's rank decided; reads the inputs once more where ranks depend on singular values."""
-    if not plan.rank_depends_on_data:
-        return plan
-    return settle_ranks(plan, survey_spectra(plan, identities, resources))
+def write_adapter(
+    plan: Plan,
+    folder: Path,
+    identities: list[str],
+    resources: Resources,
+    observe: Observe = lambda name, sites, nbytes: None,
+) -> Outcome:
+    """Merge into an adapter's weights and configuration, in a folder that is there; no receipt, no card.
+
+    Raises: what `execute` raises, OutputError when the disk refuses.
+    """
+    files = AdapterFiles(folder, plan)
+    try:
+        outcome = execute(plan, files, identities, resources, observe)
+        files.close()
+    except BaseException:
+        files.abandon()
+        raise
+    return outcome
 
 
 @dataclass(frozen=True)
@@ -131,14 +150,8 @@ class _Run:
 
     def merge(self, stage: Path) -> _Written:
         """Write an adapter."""
-        files = AdapterFiles(stage, self.plan)
-        try:
-            outcome = execute(self.plan, files, self.identities, self.resources, self.observe)
-            self.clock.lap("merge")
-            files.close()
-        except BaseException:
-            files.abandon()
-            raise
+        outcome = write_adapter(self.plan, stage, self.identities, self.resources, self.observe)
+        self.clock.lap("merge")
         return _Written(outcome, {})
 
     def fold(self, stage: Path, identity: str) -> _Written:
@@ -184,6 +197,16 @@ def output_path(recipe: Recipe, out: Path | None) -> Path:
     else:
         path = Path.cwd() / f"{recipe.title.replace('/', '-')}-merged"
     return path.parent.resolve() / path.name
+
+
+def refuse_sweep(recipe: Recipe) -> None:
+    """Refuse a recipe that stands for many merges.
+
+    Raises: RecipeError.
+    """
+    if recipe.sweep is not None:
+        hint = "`rmkit sweep` runs it, and writes the best recipe; without the key `sweep` it is an ordinary recipe"
+        raise RecipeError(f"{recipe.title} holds a sweep, which is many merges", where="sweep", hint=hint)
 
 
 def keep_inputs_apart(target: Path, inputs: Inputs, recipe: Recipe) -> None:

@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor
 
 from .factors import Core, FactorStack, LowRank, Weights
 
@@ -48,7 +48,7 @@ class Draws(Protocol):
     Draws also know where the tensors at hand lie in their object, since an object may be handed over in blocks of rows.
     """
 
-    def uniform(self, adapter: int | None, purpose: str, like: Tensor) -> Tensor:
+    def uniform(self, adapter: int | None, purpose: str, like: torch.Tensor) -> torch.Tensor:
         """Uniforms in [0, 1), float32, of the shape of `like`, for the adapter at that position of the stack.
 
         adapter None: one key for the whole stack, the same for any order of its adapters.
@@ -64,10 +64,10 @@ class Draws(Protocol):
         ...
 
 
-Of = Callable[[Tensor, Draws], Tensor]
+Of = Callable[["torch.Tensor", Draws], "torch.Tensor"]
 """What a survey looks at: a block x (..., n, rows, cols) and its draws -> values (..., m, rows, cols), m = n or 1."""
 
-Stats = Mapping[str, Tensor]
+Stats = Mapping[str, "torch.Tensor"]
 """What a survey found out, by name; each (..., n), or (..., 1) where it is one number for all adapters."""
 
 
@@ -77,9 +77,9 @@ class Order(NamedTuple):
     Shapes: each (..., m); counts int64.
     """
 
-    value: Tensor
-    below: Tensor
-    equal: Tensor
+    value: torch.Tensor
+    below: torch.Tensor
+    equal: torch.Tensor
 
 
 @runtime_checkable
@@ -91,7 +91,7 @@ class Whole(Protocol):
         """Number of entries of each adapter."""
         ...
 
-    def order(self, of: Of, *positions: Sequence[int] | Tensor, signed: bool = False) -> tuple[Order, ...]:
+    def order(self, of: Of, *positions: Sequence[int] | torch.Tensor, signed: bool = False) -> tuple[Order, ...]:
         """Exact order statistics of `of`, one per element of `positions`: 0-based, in ascending order, per lane.
 
         signed: values may be negative; without it they must not be.
@@ -100,14 +100,14 @@ class Whole(Protocol):
         """
         ...
 
-    def locate(self, of: Of, value: Tensor, nth: Tensor) -> Tensor:
+    def locate(self, of: Of, value: torch.Tensor, nth: torch.Tensor) -> torch.Tensor:
         """Flat index of the entry that is the nth (0-based) among those where `of` equals value; -1 where nth is negative.
 
         Shapes: value, nth (..., m) -> (..., m) int64.
         """
         ...
 
-    def total(self, of: Of) -> Tensor:
+    def total(self, of: Of) -> torch.Tensor:
         """Sum of `of` over all entries, (..., m) float64."""
         ...
 
@@ -149,7 +149,7 @@ class Coefficient(Method):
     rowwise: params -> True when merge is to be called per output row, with gram (d_out, n, n).
     """
 
-    merge: Callable[[Float[Tensor, "*batch n n"], Weights, Any], Float[Tensor, "*batch n"]]
+    merge: Callable[[Float[torch.Tensor, "*batch n n"], Weights, Any], Float[torch.Tensor, "*batch n"]]
     needs_gram: bool = True
     rowwise: Callable[[Any], bool] = lambda params: False
     kind = "coefficient"
@@ -163,7 +163,7 @@ class Equivariant(Method):
     the core knows their factors, the size of the site and `eps`, the precision at which ranks are judged.
     """
 
-    merge: Callable[[Core, Weights, Any], Float[Tensor, "*batch q_b q_a"]]
+    merge: Callable[[Core, Weights, Any], Float[torch.Tensor, "*batch q_b q_a"]]
     kind = "equivariant"
 
 
@@ -183,7 +183,9 @@ class Elementwise(Method):
     whole: merge must be given all rows at once.
     """
 
-    merge: Callable[[Float[Tensor, "*batch n rows cols"], Weights, Any, Draws, Stats], Float[Tensor, "*batch rows cols"]]
+    merge: Callable[
+        [Float[torch.Tensor, "*batch n rows cols"], Weights, Any, Draws, Stats], Float[torch.Tensor, "*batch rows cols"]
+    ]
     survey: Callable[[Whole, Any], Stats] = no_survey
     whole: bool = False
     spaces: tuple[str, ...] = ("full", "core", "knots", "ctm", "factor")

@@ -8,7 +8,6 @@ from functools import cached_property
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from . import dora, spaces
 from .compress import compress, compress_to_energy
@@ -33,7 +32,7 @@ class MergedSite:
     """
 
     delta: Delta
-    retained: Float[Tensor, "*batch"]
+    retained: Float[torch.Tensor, "*batch"]
     approximated: tuple[float | None, ...] = ()
 
 
@@ -45,7 +44,7 @@ class Finished:
     """
 
     factors: LowRank
-    retained: Float[Tensor, "*batch"]
+    retained: Float[torch.Tensor, "*batch"]
 
 
 class PreparedSite:
@@ -60,7 +59,7 @@ class PreparedSite:
             stack, self.approximated = dora.as_factors(stack, base, draws)
             base = None
         self.base = base
-        self.restores: list[tuple[Callable[[Spectral, Tensor], Spectral], Tensor]] = []
+        self.restores: list[tuple[Callable[[Spectral, torch.Tensor], Spectral], torch.Tensor]] = []
         for pre, params in step.pre:
             if pre.restore is not None:
                 self.restores.append((pre.restore, norms(stack)))
@@ -144,7 +143,7 @@ def _combine_on_base(site: PreparedSite, base: OnBase, method: Coefficient) -> D
     return dora.combine(stack, base, method.merge(products, stack.weights, step.params)).dense(base.weight)
 
 
-def _decompose(delta: Delta, rank: int, draws: KeyedDraws) -> tuple[Spectral, Float[Tensor, "*batch"]]:
+def _decompose(delta: Delta, rank: int, draws: KeyedDraws) -> tuple[Spectral, Float[torch.Tensor, "*batch"]]:
     """Singular values and vectors, and the share of the energy they hold: a dense delta is compressed to `rank`."""
     if not isinstance(delta, Dense):
         spectral = delta if isinstance(delta, Spectral) else decompose(delta)
@@ -165,12 +164,14 @@ def finish(merged: MergedSite, step: SiteStep, draws: KeyedDraws) -> Finished:
     return Finished(pad(spectral.cut(min(kept, step.width)), step.width), merged.retained.to(share) * held * share)
 
 
-def _share(part: Tensor, whole: Tensor) -> Tensor:
+def _share(part: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
     """Part / whole, 1 where the whole is 0."""
     return torch.where(whole > 0, part / whole.clamp_min(torch.finfo(torch.double).tiny), 1.0).clamp_max(1.0)
 
 
-def singular_values(merged: MergedSite, step: SiteStep, energy: float | None, draws: KeyedDraws) -> Float[Tensor, "*batch k"]:
+def singular_values(
+    merged: MergedSite, step: SiteStep, energy: float | None, draws: KeyedDraws
+) -> Float[torch.Tensor, "*batch k"]:
     """Singular values of a merged delta, float64, descending, zero beyond the numerical rank.
 
     Of a dense delta only the leading ones: as many as hold the share `energy`, followed by one value that stands for all the
@@ -185,7 +186,7 @@ def singular_values(merged: MergedSite, step: SiteStep, energy: float | None, dr
     return _decompose(delta, rank, draws)[0].s.double()
 
 
-def spectral(merged: MergedSite, rank: int, draws: KeyedDraws) -> tuple[Spectral, Float[Tensor, "*batch"]]:
+def spectral(merged: MergedSite, rank: int, draws: KeyedDraws) -> tuple[Spectral, Float[torch.Tensor, "*batch"]]:
     """Singular values and vectors of a merged delta, and the share of its energy that they hold.
 
     The share is less than 1 only where the delta is, or was, dense: of a dense one the leading `rank` directions are found.

@@ -8,10 +8,9 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
 
 
-def energy_rank(s: Float[Tensor, " k"], energy: float) -> int:
+def energy_rank(s: Float[torch.Tensor, " k"], energy: float) -> int:
     """The smallest k >= 1 with sum_{j<=k} S_j^2 >= energy * sum S_j^2; energy 1 keeps every value that is not zero.
 
     Shapes: s (k,) descending, zero beyond the numerical rank.
@@ -22,7 +21,7 @@ def energy_rank(s: Float[Tensor, " k"], energy: float) -> int:
     return max(1, min(len(s), int((cumulated < energy * cumulated[-1:]).sum()) + 1))
 
 
-def retained(s: Float[Tensor, " k"], k: int) -> float:
+def retained(s: Float[torch.Tensor, " k"], k: int) -> float:
     """sum_{j<=k} S_j^2 / sum S_j^2, the energy that a cut to rank k keeps; 1 for a zero delta."""
     squares = s.double() ** 2
     lost = float(squares[k:].sum())
@@ -30,7 +29,7 @@ def retained(s: Float[Tensor, " k"], k: int) -> float:
 
 
 def spend_budget(
-    spectra: Mapping[str, Float[Tensor, " _"]],
+    spectra: Mapping[str, Float[torch.Tensor, " _"]],
     shapes: Mapping[str, tuple[int, int]],
     *,
     average: float,
@@ -64,7 +63,7 @@ def spend_budget(
     return ranks
 
 
-def _worth(s: Tensor, score: str, price: int) -> list[float]:
+def _worth(s: torch.Tensor, score: str, price: int) -> list[float]:
     squares = s[s > 0].double() ** 2
     if score == "relative":
         squares = squares / squares.sum()

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
 
 
-def kth_magnitude(x: Float[Tensor, "*batch m"], k: int) -> Float[Tensor, "*batch"]:
+def kth_magnitude(x: Float[torch.Tensor, "*batch m"], k: int) -> Float[torch.Tensor, "*batch"]:
     """The k-th smallest |x| along the last axis, counted from 1; exact, in the dtype of x.
 
     k is 1..m. On CPU a selection over bit patterns, which leaves the interpreter lock free; elsewhere torch.kthvalue.
@@ -26,7 +25,7 @@ def kth_magnitude(x: Float[Tensor, "*batch m"], k: int) -> Float[Tensor, "*batch
     return patterns[..., k - 1].clone().view(wide).to(x.dtype)
 
 
-def magnitude_pattern(x: Float[Tensor, "*shape"]) -> Tensor:
+def magnitude_pattern(x: Float[torch.Tensor, "*shape"]) -> torch.Tensor:
     """The bits of |x| read as an integer, which grows with |x|: a new tensor.
 
     16-bit floats are widened first, without loss: 32-bit integers have the fast selection.
@@ -38,7 +37,7 @@ def magnitude_pattern(x: Float[Tensor, "*shape"]) -> Tensor:
     return x.detach().to(torch.float32).contiguous().view(torch.int32) & torch.iinfo(torch.int32).max
 
 
-def ordered_pattern(x: Float[Tensor, "*shape"], signed: bool) -> Tensor:
+def ordered_pattern(x: Float[torch.Tensor, "*shape"], signed: bool) -> torch.Tensor:
     """Integers that sort like x and are equal where x is equal (0 and -0 too); `signed` False: x has no negative entry nor -0.
 
     Shapes: any -> the same, int64 for float64, else int32.
@@ -51,7 +50,7 @@ def ordered_pattern(x: Float[Tensor, "*shape"], signed: bool) -> Tensor:
     return torch.where(bits < 0, bits ^ torch.iinfo(integer).max, bits)
 
 
-def from_pattern(pattern: Tensor) -> Tensor:
+def from_pattern(pattern: torch.Tensor) -> torch.Tensor:
     """The float whose `ordered_pattern` this is.
 
     Shapes: any -> the same, float64 for int64, float32 for int32.
@@ -60,7 +59,7 @@ def from_pattern(pattern: Tensor) -> Tensor:
     return bits.view(torch.float64 if pattern.dtype == torch.int64 else torch.float32)
 
 
-def rank_magnitudes(x: Float[Tensor, "*batch m"]) -> Tensor:
+def rank_magnitudes(x: Float[torch.Tensor, "*batch m"]) -> torch.Tensor:
     """Place of each entry, 0 to m-1, in the ascending order of |x| along the last axis; equal magnitudes by index.
 
     Shapes: (..., m) -> (..., m) int64.
@@ -77,7 +76,7 @@ def rank_magnitudes(x: Float[Tensor, "*batch m"]) -> Tensor:
     return torch.empty_like(order).scatter_(-1, order, places)
 
 
-def largest_mask(x: Float[Tensor, "*batch m"], k: int) -> Tensor:
+def largest_mask(x: Float[torch.Tensor, "*batch m"], k: int) -> torch.Tensor:
     """Where the k largest |x| along the last axis are; equal magnitudes by lower index.
 
     k 0: nowhere.

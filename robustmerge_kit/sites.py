@@ -7,7 +7,6 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from .adapters import check_values, find_zeros
 from .base_weight import open_rows, relative_to_base
@@ -19,7 +18,7 @@ from .pipeline import MergedSite, PreparedSite, merge_site
 from .plan import Plan, SiteStep
 from .spaces import Represented, Surveyed, survey_all
 
-Factors = list[tuple[Tensor, Tensor]]
+Factors = list[tuple["torch.Tensor", "torch.Tensor"]]
 """(A, B) of every member of a site, as stored, or relative to the base where `relative_to_base` made them so."""
 
 
@@ -50,7 +49,7 @@ class Sites:
         self.plan = plan
         self.identities = identities
         self.device = device
-        self.surveys: dict[object, Surveyed] = {}
+        self.surveys: dict[object, Surveyed] = dict(plan.surveyed)
         self.approximated: dict[str, dict[int, float]] = {}
 
     def surveyed(self, step: SiteStep) -> Surveyed | None:
@@ -61,7 +60,7 @@ class Sites:
         """Collect the statistics that span all sites, one site in memory at a time, before any site is merged."""
         together: dict[object, list[SiteStep]] = defaultdict(list)
         for step in self.plan.steps:
-            if step.survey is not None:
+            if step.survey is not None and step.survey_key not in self.surveys:
                 together[step.survey_key].append(step)
         for key, steps in together.items():
             assert isinstance(steps[0].method, Elementwise)
@@ -117,7 +116,7 @@ class Sites:
         return stack, KeyedDraws.of(self.plan.recipe.seed, sites, [self.identities[member.index] for member in members])
 
 
-def _batch(tensors: list[Tensor], device: torch.device) -> Tensor:
+def _batch(tensors: list[torch.Tensor], device: torch.device) -> torch.Tensor:
     moved = [tensor if tensor.device == device else tensor.to(device, non_blocking=True) for tensor in tensors]
     return moved[0] if len(moved) == 1 else torch.stack(moved)
 
@@ -128,7 +127,7 @@ def on_base(site: LoadedSite, stack: FactorStack) -> tuple[FactorStack, OnBase |
     members = [site.step.members[i] for i in site.present]
     if weight is None or not any(member.factors.magnitude for member in members):
         return stack, None
-    magnitudes: list[Tensor | None] = []
+    magnitudes: list[torch.Tensor | None] = []
     for member in members:
         values = member.factors.read_magnitude()
         if values is not None and member.factors.magnitude is not None:

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor
 
 from .bases import CoreOptions, CtmOptions, common_basis, joint, singular_basis
 from .draws import KeyedDraws
@@ -64,23 +63,23 @@ class Dense:
 
     shape: torch.Size
     _block_rows: int
-    _make: Callable[[int, int], Tensor]
+    _make: Callable[[int, int], torch.Tensor]
 
-    def rows(self, start: int, stop: int) -> Float[Tensor, "*batch rows d_in"]:
+    def rows(self, start: int, stop: int) -> Float[torch.Tensor, "*batch rows d_in"]:
         """Rows start to stop; the same numbers however the rows are asked for."""
         size = self._block_rows
-        parts: list[Tensor] = []
+        parts: list[torch.Tensor] = []
         for first in range(start - start % size, stop, size):
             block = self._make(first, min(first + size, self.shape[-2]))
             parts.append(block[..., max(0, start - first) : stop - first, :])
         return parts[0] if len(parts) == 1 else torch.cat(parts, -2)
 
-    def blocks(self) -> Iterator[tuple[int, Float[Tensor, "*batch rows d_in"]]]:
+    def blocks(self) -> Iterator[tuple[int, Float[torch.Tensor, "*batch rows d_in"]]]:
         """All rows, block by block, each with the row it begins at."""
         for first in range(0, self.shape[-2], self._block_rows):
             yield first, self._make(first, min(first + self._block_rows, self.shape[-2]))
 
-    def full(self) -> Float[Tensor, "*batch d_out d_in"]:
+    def full(self) -> Float[torch.Tensor, "*batch d_out d_in"]:
         """All rows at once."""
         return self.rows(0, self.shape[-2])
 
@@ -98,14 +97,14 @@ class Object:
 
     shape: torch.Size
     block_rows: int
-    make: Callable[[int, int], Tensor]
+    make: Callable[[int, int], torch.Tensor]
     part: str = ""
     held: bool = False
     site: int | None = None
     valid: tuple[int, ...] | None = None
 
     @classmethod
-    def of(cls, x: Float[Tensor, "*batch n rows cols"], part: str = "", valid: tuple[int, ...] | None = None) -> Object:
+    def of(cls, x: Float[torch.Tensor, "*batch n rows cols"], part: str = "", valid: tuple[int, ...] | None = None) -> Object:
         """An object that is in memory as a whole."""
         return cls(x.shape, block_rows(x.shape, x.device), lambda start, stop: x[..., start:stop, :], part, True, None, valid)
 
@@ -177,7 +176,7 @@ def merge(
     return site.lift(results)
 
 
-def combine(site: Represented, coefficients: Float[Tensor, "*batch n"]) -> Merged:
+def combine(site: Represented, coefficients: Float[torch.Tensor, "*batch n"]) -> Merged:
     """The sum of the objects with one coefficient each: a coefficient method in a space.
 
     Shapes: coefficients (..., n) -> a merged delta.
@@ -186,7 +185,7 @@ def combine(site: Represented, coefficients: Float[Tensor, "*batch n"]) -> Merge
     def summed(thing: Object) -> Dense:
         own = coefficients if thing.site is None else coefficients.flatten(0, -2)[thing.site]
 
-        def make(start: int, stop: int) -> Tensor:
+        def make(start: int, stop: int) -> torch.Tensor:
             x = thing.make(start, stop)
             return (x * own.to(x)[..., None, None]).sum(-3)
 
@@ -254,7 +253,7 @@ def _merged_shape(thing: Object) -> torch.Size:
 
 
 def _lazily(thing: Object, method: Elementwise, weights: Weights, params: Any, draws: KeyedDraws, stats: Stats) -> Dense:
-    def make(start: int, stop: int) -> Tensor:
+    def make(start: int, stop: int) -> torch.Tensor:
         return method.merge(thing.make(start, stop), weights, params, draws.at_row(start), stats)
 
     return Dense(_merged_shape(thing), thing.block_rows, make)
@@ -265,7 +264,7 @@ def _full(stack: FactorStack) -> Represented:
     b = [stack.folded_b(t) for t in range(len(stack))]
     shape = torch.Size((*stack.batch, len(stack), stack.d_out, stack.d_in))
 
-    def make(start: int, stop: int) -> Tensor:
+    def make(start: int, stop: int) -> torch.Tensor:
         x = a[0].new_empty((*stack.batch, len(stack), stop - start, stack.d_in))
         for t in range(len(stack)):
             torch.matmul(b[t][..., start:stop, :], a[t], out=x[..., t, :, :])
@@ -310,9 +309,9 @@ def _one(core: Core, stack: FactorStack, options: BaseModel) -> Represented:
 def _sites(stack: FactorStack) -> Iterator[FactorStack]:
     """The stacks of a batch one by one."""
     a, b = ([x.flatten(0, -3) for x in factors] for factors in (stack.a, stack.b))
-    each = [c.expand(stack.batch).flatten() if isinstance(c, Tensor) else c for c in stack.coefficients]
+    each = [c.expand(stack.batch).flatten() if isinstance(c, torch.Tensor) else c for c in stack.coefficients]
     for i in range(stack.batch.numel()):
-        c = tuple(float(value[i]) if isinstance(value, Tensor) else value for value in each)
+        c = tuple(float(value[i]) if isinstance(value, torch.Tensor) else value for value in each)
         yield FactorStack(tuple(x[i] for x in a), tuple(x[i] for x in b), c, stack.weights)
 
 
@@ -335,8 +334,8 @@ def _batch(sites: Sequence[Represented], core: Core, batch: torch.Size) -> Repre
 def _factor(stack: FactorStack) -> Represented:
     """A_t with sign(c_t) sqrt|c_t|, and B_t^T with sqrt|c_t|: a row is one direction of rank in both."""
     top = max(stack.ranks)
-    a: list[Tensor] = []
-    b: list[Tensor] = []
+    a: list[torch.Tensor] = []
+    b: list[torch.Tensor] = []
     for t, r in enumerate(stack.ranks):
         c = torch.as_tensor(stack.coefficients[t], dtype=torch.float64, device=stack.a[t].device)
         root = c.abs().sqrt().to(stack.dtype)[..., None, None]

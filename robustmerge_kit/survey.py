@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from .method import Draws, Of, Order
 from .select import from_pattern, ordered_pattern
@@ -24,7 +23,7 @@ class Block:
     valid: of an object that is one block, the leading rows of each adapter that count; the others are padding.
     """
 
-    x: Tensor
+    x: torch.Tensor
     draws: Draws
     adapters: tuple[int, ...]
     valid: tuple[int, ...] | None = None
@@ -33,7 +32,7 @@ class Block:
     def first_entry(self) -> int:
         return self.draws.first_entry(self.x.shape[-1])
 
-    def lanes(self, of: Of) -> list[tuple[int, Tensor]]:
+    def lanes(self, of: Of) -> list[tuple[int, torch.Tensor]]:
         """The values that count, lane by lane: the lane's place in the survey, and (..., entries)."""
         lanes = of(self.x, self.draws).flatten(-2).unbind(-2)
         if len(lanes) != len(self.adapters):
@@ -55,7 +54,7 @@ class InMemory:
         *_, n, rows, cols = self.block.x.shape
         return tuple(r * cols for r in self.block.valid or (rows,) * n)
 
-    def order(self, of: Of, *positions: Sequence[int] | Tensor, signed: bool = False) -> tuple[Order, ...]:
+    def order(self, of: Of, *positions: Sequence[int] | torch.Tensor, signed: bool = False) -> tuple[Order, ...]:
         lanes = [ordered_pattern(lane, signed) for _, lane in self.block.lanes(of)]
         shape = (*lanes[0].shape[:-1], len(lanes))
         orders: list[Order] = []
@@ -66,10 +65,10 @@ class InMemory:
             orders.append(Order(from_pattern(value), below, equal))
         return tuple(orders)
 
-    def locate(self, of: Of, value: Tensor, nth: Tensor) -> Tensor:
+    def locate(self, of: Of, value: torch.Tensor, nth: torch.Tensor) -> torch.Tensor:
         return Streamed(lambda: (self.block,), self.numel).locate(of, value, nth)
 
-    def total(self, of: Of) -> Tensor:
+    def total(self, of: Of) -> torch.Tensor:
         return torch.stack([lane.sum(-1, dtype=torch.float64) for _, lane in self.block.lanes(of)], -1)
 
 
@@ -80,7 +79,7 @@ class Streamed:
     blocks: Callable[[], Iterable[Block]]
     numel: tuple[int, ...]
 
-    def order(self, of: Of, *positions: Sequence[int] | Tensor, signed: bool = False) -> tuple[Order, ...]:
+    def order(self, of: Of, *positions: Sequence[int] | torch.Tensor, signed: bool = False) -> tuple[Order, ...]:
         counts, integer = self._count(of, signed, 0, None)
         shape, levels = counts.shape[:-1], torch.iinfo(integer).bits // DIGIT
         searches = [_Search.start(_expand(asked, shape, counts.device), counts) for asked in positions]
@@ -88,7 +87,7 @@ class Streamed:
             searches = [search.narrow(self._count(of, signed, level, search.prefix)[0]) for search in searches]
         return tuple(search.result(integer) for search in searches)
 
-    def _count(self, of: Of, signed: bool, level: int, prefix: Tensor | None) -> tuple[Tensor, torch.dtype]:
+    def _count(self, of: Of, signed: bool, level: int, prefix: torch.Tensor | None) -> tuple[torch.Tensor, torch.dtype]:
         """How often each 16-bit digit occurs among the entries whose higher digits are `prefix`, (..., m, 65536)."""
         counts = torch.empty(0)
         integer = torch.int32
@@ -106,10 +105,10 @@ class Streamed:
                     _add_counts(counts[*at, place], digits)
         return counts, integer
 
-    def _width(self, block: Block, lanes: Sequence[tuple[int, Tensor]]) -> int:
+    def _width(self, block: Block, lanes: Sequence[tuple[int, torch.Tensor]]) -> int:
         return len(self.numel) if len(lanes) == len(block.adapters) else len(lanes)
 
-    def locate(self, of: Of, value: Tensor, nth: Tensor) -> Tensor:
+    def locate(self, of: Of, value: torch.Tensor, nth: torch.Tensor) -> torch.Tensor:
         found = torch.full_like(nth, -1)
         remaining = {at: int(nth[at]) for at in _indices(nth.shape) if nth[at] >= 0}
         for block in self.blocks():
@@ -128,7 +127,7 @@ class Streamed:
                         remaining[at] -= count
         return found
 
-    def total(self, of: Of) -> Tensor:
+    def total(self, of: Of) -> torch.Tensor:
         sums = torch.empty(0)
         for block in self.blocks():
             lanes = block.lanes(of)
@@ -143,18 +142,18 @@ class Streamed:
 class _Search:
     """Radix search for one position per lane: the digits found so far, and the position among entries that share them."""
 
-    position: Tensor
-    prefix: Tensor
-    rank: Tensor
-    equal: Tensor
+    position: torch.Tensor
+    prefix: torch.Tensor
+    rank: torch.Tensor
+    equal: torch.Tensor
 
     @classmethod
-    def start(cls, position: Tensor, counts: Tensor) -> _Search:
+    def start(cls, position: torch.Tensor, counts: torch.Tensor) -> _Search:
         begun = cls(position, torch.zeros_like(position), position, torch.zeros_like(position)).narrow(counts)
         # The first digit carries the sign.
         return cls(position, begun.prefix - _BINS // 2, begun.rank, begun.equal)
 
-    def narrow(self, counts: Tensor) -> _Search:
+    def narrow(self, counts: torch.Tensor) -> _Search:
         reached = counts.cumsum(-1)
         digit = torch.searchsorted(reached, self.rank[..., None].contiguous(), right=True)
         equal = counts.gather(-1, digit)
@@ -165,7 +164,7 @@ class _Search:
         return Order(from_pattern(self.prefix.to(integer)), self.position - self.rank, self.equal)
 
 
-def _digits(pattern: Tensor, level: int, prefix: int | None) -> Tensor:
+def _digits(pattern: torch.Tensor, level: int, prefix: int | None) -> torch.Tensor:
     """The 16-bit digit at `level` of the patterns that begin with `prefix`."""
     shift = torch.iinfo(pattern.dtype).bits - DIGIT * (level + 1)
     if prefix is None:
@@ -181,7 +180,7 @@ def _digits(pattern: Tensor, level: int, prefix: int | None) -> Tensor:
     return (pattern >> shift) & (_BINS - 1)
 
 
-def _add_counts(counts: Tensor, digits: Tensor) -> None:
+def _add_counts(counts: torch.Tensor, digits: torch.Tensor) -> None:
     if digits.numel() < _BINS // 4:
         counts.scatter_add_(0, digits.long(), torch.ones_like(digits, dtype=torch.int64))
         return
@@ -191,7 +190,7 @@ def _add_counts(counts: Tensor, digits: Tensor) -> None:
     counts[low : low + len(part)] += part
 
 
-def _select(pattern: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _select(pattern: torch.Tensor, position: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The pattern at a position of the ascending order along the last axis, how many are smaller, how many equal."""
     value = torch.empty_like(pattern[..., 0])
     for at in _indices(value.shape):
@@ -205,7 +204,7 @@ def _select(pattern: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return value, below, equal
 
 
-def _expand(position: Sequence[int] | Tensor, shape: Sequence[int], device: torch.device) -> Tensor:
+def _expand(position: Sequence[int] | torch.Tensor, shape: Sequence[int], device: torch.device) -> torch.Tensor:
     return torch.as_tensor(position, dtype=torch.int64, device=device).expand(tuple(shape))
 
 

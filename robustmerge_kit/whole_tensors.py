@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
 
 from .adapters import check_values
 from .errors import PlanError
@@ -13,7 +12,7 @@ from .plan import Change, Part
 from .shards import TensorRef
 
 
-def made_of(change: Change, base: TensorRef | None, first: int, end: int) -> Tensor:
+def made_of(change: Change, base: TensorRef | None, first: int, end: int) -> torch.Tensor:
     """Elements first to end of a changed tensor, flattened, before rounding; whole rows of it.
 
     base + sum of coefficient * (value - base). Where the base has no tensor of this shape, the values alone; a single value
@@ -41,7 +40,7 @@ def made_of(change: Change, base: TensorRef | None, first: int, end: int) -> Ten
     return out
 
 
-def _move_rows(out: Tensor, start: Tensor, part: Part, first: int, cols: int) -> None:
+def _move_rows(out: torch.Tensor, start: torch.Tensor, part: Part, first: int, cols: int) -> None:
     """Move the listed rows that lie in a piece which begins with element `first`; all values are read from `start`."""
     begin, stop = first // cols, first // cols + len(out) // cols
     for index, row in enumerate(part.rows or ()):
@@ -51,7 +50,7 @@ def _move_rows(out: Tensor, start: Tensor, part: Part, first: int, cols: int) ->
             out[at] += part.coefficient * (value - start[at])
 
 
-def _agreeing(change: Change, first: int, end: int) -> Tensor:
+def _agreeing(change: Change, first: int, end: int) -> torch.Tensor:
     values = _read(change.parts[0].ref, first, end)
     for part in change.parts[1:]:
         if not torch.equal(part.ref.read_flat(first, end), values):
@@ -63,7 +62,7 @@ def _agreeing(change: Change, first: int, end: int) -> Tensor:
     return values
 
 
-def _read(ref: TensorRef, first: int, end: int) -> Tensor:
+def _read(ref: TensorRef, first: int, end: int) -> torch.Tensor:
     values = ref.read_flat(first, end)
     if values.is_floating_point():
         check_values(ref.where, values)

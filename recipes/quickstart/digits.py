@@ -85,7 +85,7 @@ def examples(task: str | None, part: str) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, task: str | None) -> float:
-    """Percent of the held-out images that `model` reads right when it sees them as `task` does."""
-    pixels, labels = examples(task, "test")
+def accuracy(model: nn.Module, task: str | None, part: str = "test") -> float:
+    """Percent of the images of one part, the held-out ones, that `model` reads right when it sees them as `task` does."""
+    pixels, labels = examples(task, part)
     return 100 * float((model(pixels).argmax(dim=1) == labels).double().mean())

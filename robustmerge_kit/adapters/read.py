@@ -14,7 +14,7 @@ from ..disclosure import UNPRINTABLE
 from ..errors import InputError
 from ..folders import CONFIG, MODEL_CONFIG, Contents, find_adapter, refuse_by_name
 from ..links import refuse_leading_out
-from ..shards import Shard, open_tensors, surely_holds
+from ..shards import Shard, open_tensors
 from ..sources import Source
 from . import diffusers, kohya, numbered
 from .adapter import Adapter, Extra, SiteFactors
@@ -147,8 +147,6 @@ def _list_folder(folder: Path) -> set[str]:
 def _compare_alternatives(taken: Shard, others: list[Path]) -> list[str]:
     notes: list[str] = []
     for path in others:
-        if surely_holds(path, taken.tensors):
-            continue
         try:
             differs = set(open_tensors(path).tensors) != set(taken.tensors)
         except InputError as error:

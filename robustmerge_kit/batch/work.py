@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..digests import share_digests
 from ..errors import InputError, OutputError, RmkitError, Several
-from ..merge import keep_inputs_apart, merge, output_path
+from ..merge import keep_inputs_apart, merge, output_path, refuse_sweep
 from ..output import check_free, clear_leftovers
 from ..plan import Plan, check_output_name, gather, largest_job, make_plan
 from ..recipe import Recipe, load_recipe, parse_variant
@@ -109,6 +109,7 @@ def _load(job: Job) -> Recipe:
 
 def _plan(recipe: Recipe, target: Path) -> Plan:
     """The plan of a recipe, by headers only."""
+    refuse_sweep(recipe)
     inputs = gather(recipe)
     keep_inputs_apart(target, inputs, recipe)
     plan = make_plan(recipe, inputs)

@@ -11,11 +11,13 @@ from collections.abc import Sequence
 import click
 
 from .. import __version__
+from ..late import defer
 from .failures import guarded
 
 COMMANDS = {
     "run": ("run", "Merge: recipe in, adapter out."),
     "batch": ("batch", "Merge many recipes: on one machine, several GPUs, or a Ray cluster."),
+    "sweep": ("sweep", "Search a recipe's values for those that score best."),
     "plan": ("plan", "Show what a recipe would do; reads headers only."),
     "validate": ("plan", "Check recipes and their inputs; the exit code says it."),
     "lock": ("lock", "Write down commits, hashes and versions, for `run --locked`."),
@@ -69,4 +71,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the `rmkit` command."""
     # Imports make hundreds of thousands of objects that stay; collecting garbage among them is a tenth of a short command.
     gc.disable()
+    defer("torch")
     sys.exit(guarded(rmkit, list(sys.argv[1:] if arguments is None else arguments)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,7 +58,7 @@ def analyze(
     from ..recipe import load_recipe, parse_settings
     from ..report.analysis import analyze as look
     from ..report.analysis import as_text, parse_candidates, write_report
-    from ..resources import Resources, pick_device, tune_process
+    from ..resources import Resources, available_cores, pick_device, tune_process
     from .progress import Progress
 
     candidates = parse_candidates(",".join(compare)) if compare else []
@@ -67,7 +66,7 @@ def analyze(
     if out is not None:
         check_free(out, overwrite)
     tune_process()
-    resources = Resources(pick_device(device), workers or len(os.sched_getaffinity(0)), memory)
+    resources = Resources(pick_device(device), workers or available_cores(), memory)
     progress = Progress(quiet, "analysing")
 
     def planned(plan: Plan) -> None:

@@ -117,9 +117,10 @@ def batch(
 
 
 def _local(jobs: int | None, memory: int | None, device: str, gpu_memory: int | None) -> StartEngine:
-    from ..batch import Limits, LocalEngine, available_memory, cores
+    from ..batch import Limits, LocalEngine, available_memory
+    from ..resources import available_cores
 
-    limits = Limits(memory or int(0.8 * available_memory()), jobs, device, gpu_memory, cores())
+    limits = Limits(memory or int(0.8 * available_memory()), jobs, device, gpu_memory, available_cores())
     return lambda tasks, logs: LocalEngine(limits, tasks, logs)
 
 

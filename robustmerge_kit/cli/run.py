@@ -83,16 +83,18 @@ def run(
     from ..merge import merge
     from ..output import summary
     from ..plan import Layout
-    from ..resources import Resources, pick_devices, tune_process
+    from ..resources import Resources, available_cores, pick_devices, tune_process
     from .progress import Progress
 
-    tune_process()
-    chosen, *others = pick_devices(device)
-    count = workers or _default_workers(chosen) * (1 + len(others))
-    resources = Resources(chosen, count, memory, gpu_memory, others=tuple(others))
     progress = Progress(quiet)
-
     shown: set[str] = set()
+
+    def resources() -> Resources:
+        tune_process()
+        chosen, *others = pick_devices(device)
+        each = 2 if chosen.startswith("cuda") else available_cores()
+        count = workers or each * (1 + len(others))
+        return Resources(chosen, count, memory, gpu_memory, others=tuple(others))
 
     def planned(plan: Plan) -> None:
         shown.update(plan.notes)
@@ -140,10 +142,6 @@ def _seeded(recipe: Recipe, seed: int | None) -> Recipe:
     if "seed" in recipe.model_fields_set:
         raise click.UsageError(f"--random-seed {seed}: the recipe sets seed: {recipe.seed} itself")
     return recipe.model_copy(update={"seed": seed})
-
-
-def _default_workers(device: str) -> int:
-    return 2 if device.startswith("cuda") else len(os.sched_getaffinity(0))
 
 
 def _shorten(notes: tuple[str, ...], verbose: bool) -> list[str]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..adapters import SiteFactors, check_values
 from ..shards import TensorRef, TensorSpec
@@ -28,7 +27,7 @@ class Entry:
     factor: float = 1.0
     value: float = 0.0
 
-    def read(self, rounding: Rounding) -> Tensor:
+    def read(self, rounding: Rounding) -> torch.Tensor:
         """The tensor as it is written; what multiplying costs is added to `rounding`.
 
         Raises: InputError for NaN and infinity, and when the file cannot be read.
@@ -56,7 +55,7 @@ class Rounding:
     norm2: float = 0.0
     tensors: int = 0
 
-    def multiply(self, tensor: Tensor, factor: float) -> Tensor:
+    def multiply(self, tensor: torch.Tensor, factor: float) -> torch.Tensor:
         """The tensor times `factor`, rounded once to the tensor's dtype."""
         exact = tensor.double() * factor
         rounded = exact.to(tensor.dtype)

@@ -25,7 +25,6 @@ from typing import Annotated, ClassVar
 import torch
 from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor
 
 from .. import election
 from ..election import Density
@@ -55,7 +54,7 @@ def survey_breadcrumbs(whole: Whole, params: Breadcrumbs) -> Stats:
     bottom = [min(m - 1, max(0, m - k - int(g * m))) for k, g, m in zip(keep, gammas, whole.numel, strict=True)]
     top = [max(0, b + k - 1) for b, k in zip(bottom, keep, strict=True)]
     low, high = whole.order(election.magnitude, bottom, top)
-    stats: dict[str, Tensor] = {}
+    stats: dict[str, torch.Tensor] = {}
     for name, order, position in (("low", low, bottom), ("high", high, top)):
         nth = torch.tensor(position, device=order.below.device) - order.below
         # A zero may stay or go; where no equal is cut off the index is not needed.
@@ -69,7 +68,7 @@ def survey_breadcrumbs(whole: Whole, params: Breadcrumbs) -> Stats:
     return stats
 
 
-def _without_outliers(x: Tensor, draws: Draws, stats: Stats) -> Tensor:
+def _without_outliers(x: torch.Tensor, draws: Draws, stats: Stats) -> torch.Tensor:
     if not stats:
         return x
     rows, cols = x.shape[-2:]
@@ -83,8 +82,8 @@ def _without_outliers(x: Tensor, draws: Draws, stats: Stats) -> Tensor:
 
 
 def merge_breadcrumbs(
-    x: Float[Tensor, "*batch n rows cols"], weights: Weights, params: Breadcrumbs, draws: Draws, stats: Stats
-) -> Float[Tensor, "*batch rows cols"]:
+    x: Float[torch.Tensor, "*batch n rows cols"], weights: Weights, params: Breadcrumbs, draws: Draws, stats: Stats
+) -> Float[torch.Tensor, "*batch rows cols"]:
     """Drop both ends, add up.
 
     Shapes: (..., n, rows, cols) -> (..., rows, cols).
@@ -93,8 +92,8 @@ def merge_breadcrumbs(
 
 
 def merge_breadcrumbs_ties(
-    x: Float[Tensor, "*batch n rows cols"], weights: Weights, params: Breadcrumbs, draws: Draws, stats: Stats
-) -> Float[Tensor, "*batch rows cols"]:
+    x: Float[torch.Tensor, "*batch n rows cols"], weights: Weights, params: Breadcrumbs, draws: Draws, stats: Stats
+) -> Float[torch.Tensor, "*batch rows cols"]:
     """Drop both ends, elect, merge.
 
     Shapes: (..., n, rows, cols) -> (..., rows, cols).

@@ -20,9 +20,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated
 
+import torch
 from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor
 
 from ..factors import Weights
 from ..method import Draws, Elementwise, Params, Stats
@@ -37,8 +37,8 @@ class Consensus(Params):
 
 
 def merge_consensus(
-    x: Float[Tensor, "*batch n rows cols"], weights: Weights, params: Consensus, draws: Draws, stats: Stats
-) -> Float[Tensor, "*batch rows cols"]:
+    x: Float[torch.Tensor, "*batch n rows cols"], weights: Weights, params: Consensus, draws: Draws, stats: Stats
+) -> Float[torch.Tensor, "*batch rows cols"]:
     """The sum where enough masks hold.
 
     Shapes: (..., n, rows, cols) -> (..., rows, cols).

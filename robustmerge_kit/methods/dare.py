@@ -26,8 +26,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
+import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from .. import election
 from ..election import Density, Rescale
@@ -54,7 +54,7 @@ class DareTies(DareLinear):
 def _masked(params: DareLinear) -> Of:
     """m_t X_t, divided by density with `rescale: inverse`."""
 
-    def masked(x: Tensor, draws: Draws) -> Tensor:
+    def masked(x: torch.Tensor, draws: Draws) -> torch.Tensor:
         densities = params.each("density", x.shape[-3])
         out = x.clone()
         for t, density in enumerate(densities):
@@ -68,7 +68,7 @@ def _masked(params: DareLinear) -> Of:
     return masked
 
 
-def _sparse(x: Tensor, params: DareLinear, draws: Draws, stats: Stats) -> Tensor:
+def _sparse(x: torch.Tensor, params: DareLinear, draws: Draws, stats: Stats) -> torch.Tensor:
     x = _masked(params)(x, draws)
     return x * stats["l1"].to(x.dtype)[..., None, None] if "l1" in stats else x
 
@@ -82,15 +82,15 @@ def survey_dare_ties(whole: Whole, params: DareTies) -> Stats:
     """The l1 factors, then the thresholds of what was kept."""
     stats = survey_dare(whole, params)
 
-    def sparse(x: Tensor, draws: Draws) -> Tensor:
+    def sparse(x: torch.Tensor, draws: Draws) -> torch.Tensor:
         return _sparse(x, params, draws, stats).abs()
 
     return {**stats, **election.survey_trim(whole, (params.ties_density,) * len(whole.numel), of=sparse)}
 
 
 def merge_dare_linear(
-    x: Float[Tensor, "*batch n rows cols"], weights: Weights, params: DareLinear, draws: Draws, stats: Stats
-) -> Float[Tensor, "*batch rows cols"]:
+    x: Float[torch.Tensor, "*batch n rows cols"], weights: Weights, params: DareLinear, draws: Draws, stats: Stats
+) -> Float[torch.Tensor, "*batch rows cols"]:
     """Drop, rescale, add up.
 
     Shapes: (..., n, rows, cols) -> (..., rows, cols).
@@ -99,8 +99,8 @@ def merge_dare_linear(
 
 
 def merge_dare_ties(
-    x: Float[Tensor, "*batch n rows cols"], weights: Weights, params: DareTies, draws: Draws, stats: Stats
-) -> Float[Tensor, "*batch rows cols"]:
+    x: Float[torch.Tensor, "*batch n rows cols"], weights: Weights, params: DareTies, draws: Draws, stats: Stats
+) -> Float[torch.Tensor, "*batch rows cols"]:
     """Drop, rescale, trim, elect, merge.
 
     Shapes: (..., n, rows, cols) -> (..., rows, cols).

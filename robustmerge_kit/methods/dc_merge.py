@@ -19,12 +19,13 @@ nearly equal, so rounding decides which are kept.
 Differs: the code fixes the rank at 16 (here each adapter's own) and uses a randomised SVD (here exact).
 """
 
+from __future__ import annotations
+
 from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor
 
 from ..factors import Core, Weights, polar, ratio
 from ..method import Equivariant, Params
@@ -43,7 +44,7 @@ class DcMerge(Params):
     gain: float = 1.0
 
 
-def merge(core: Core, weights: Weights, params: DcMerge) -> Float[Tensor, "*batch q_b q_a"]:
+def merge(core: Core, weights: Weights, params: DcMerge) -> Float[torch.Tensor, "*batch q_b q_a"]:
     """P C Q^T; vectors beyond an adapter's numerical rank are zero columns, and so are their rows and columns of C.
 
     Source: arXiv 2603.06242, algorithm 1.
@@ -52,7 +53,7 @@ def merge(core: Core, weights: Weights, params: DcMerge) -> Float[Tensor, "*batc
     present = [(each[1] > 0).sum(-1) for each in core.svds]
     total = torch.stack(present).sum(0)
     cover_u, cover_v = polar(u, core.eps), polar(v, core.eps)
-    kept: list[Tensor] = []
+    kept: list[torch.Tensor] = []
     for (u_t, s_t, v_t), rank in zip(core.svds, present, strict=True):
         energies = _smoothed(s_t, rank, params)
         c = ((cover_u.mT @ u_t) * energies[..., None, :]) @ (v_t.mT @ cover_v)
@@ -70,7 +71,7 @@ def merge(core: Core, weights: Weights, params: DcMerge) -> Float[Tensor, "*batc
     return params.gain * cover_u @ merged @ cover_v.mT
 
 
-def _smoothed(s: Tensor, rank: Tensor, params: DcMerge) -> Tensor:
+def _smoothed(s: torch.Tensor, rank: torch.Tensor, params: DcMerge) -> torch.Tensor:
     """The energies e_t on the first `rank` values, 0 beyond."""
     place = torch.arange(s.shape[-1], device=s.device)
     inside = place < rank[..., None]
@@ -83,7 +84,7 @@ def _smoothed(s: Tensor, rank: Tensor, params: DcMerge) -> Tensor:
     return total * ratio(slope, slope.sum(-1, keepdim=True))
 
 
-def _kept(total: Tensor, rank: Tensor, params: DcMerge) -> Tensor:
+def _kept(total: torch.Tensor, rank: torch.Tensor, params: DcMerge) -> torch.Tensor:
     """How many entries of C_t are kept, at most all."""
     each = params.keep_per_adapter
     if each == "r":

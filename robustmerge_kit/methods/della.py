@@ -28,7 +28,6 @@ from typing import Annotated, ClassVar
 import torch
 from jaxtyping import Float
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from .. import election
 from ..election import Density, Rescale
@@ -66,7 +65,7 @@ class Della(DellaLinear):
 
 
 def _kept(params: DellaLinear) -> Of:
-    def kept(x: Tensor, draws: Draws) -> Tensor:
+    def kept(x: torch.Tensor, draws: Draws) -> torch.Tensor:
         out = x.clone()
         for t, density in enumerate(params.each("density", x.shape[-3])):
             if density < 1:
@@ -80,7 +79,9 @@ def _kept(params: DellaLinear) -> Of:
     return kept
 
 
-def _probability(x: Float[Tensor, "*batch rows m"], density: float, epsilon: float) -> Float[Tensor, "*batch rows m"]:
+def _probability(
+    x: Float[torch.Tensor, "*batch rows m"], density: float, epsilon: float
+) -> Float[torch.Tensor, "*batch rows m"]:
     """Chance of each entry to be kept, float32, increasing with its place in its row."""
     m = x.shape[-1]
     if m == 1:
@@ -94,14 +95,14 @@ def survey_della(whole: Whole, params: DellaLinear) -> Stats:
     return election.survey_l1(whole, _kept(params)) if _drops(params) and params.rescale == "l1" else {}
 
 
-def _sparse(x: Tensor, params: DellaLinear, draws: Draws, stats: Stats) -> Tensor:
+def _sparse(x: torch.Tensor, params: DellaLinear, draws: Draws, stats: Stats) -> torch.Tensor:
     x = _kept(params)(x, draws)
     return x * stats["l1"].to(x.dtype)[..., None, None] if "l1" in stats else x
 
 
 def merge_della_linear(
-    x: Float[Tensor, "*batch n rows cols"], weights: Weights, params: DellaLinear, draws: Draws, stats: Stats
-) -> Float[Tensor, "*batch rows cols"]:
+    x: Float[torch.Tensor, "*batch n rows cols"], weights: Weights, params: DellaLinear, draws: Draws, stats: Stats
+) -> Float[torch.Tensor, "*batch rows cols"]:
     """Drop, rescale, add up.
 
     Shapes: (..., n, rows, cols) -> (..., rows, cols).
@@ -110,8 +111,8 @@ def merge_della_linear(
 
 
 def merge_della(
-    x: Float[Tensor, "*batch n rows cols"], weights: Weights, params: Della, draws: Draws, stats: Stats
-) -> Float[Tensor, "*batch rows cols"]:
+    x: Float[torch.Tensor, "*batch n rows cols"], weights: Weights, params: Della, draws: Draws, stats: Stats
+) -> Float[torch.Tensor, "*batch rows cols"]:
     """Drop, rescale, elect, merge.
 
     Shapes: (..., n, rows, cols) -> (..., rows, cols).

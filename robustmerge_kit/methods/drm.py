@@ -25,7 +25,6 @@ from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from .. import election
 from ..bases import joint
@@ -65,7 +64,9 @@ def _merge_site(site: Core, params: Drm) -> LowRank:
     return LowRank(x.mT, u.mT)
 
 
-def _merge_rows(q_u: Tensor, q_v: Tensor, pairs: list[tuple[Tensor, Tensor]], eps: float, params: Drm) -> tuple[Tensor, Tensor]:
+def _merge_rows(
+    q_u: torch.Tensor, q_v: torch.Tensor, pairs: list[tuple[torch.Tensor, torch.Tensor]], eps: float, params: Drm
+) -> tuple[torch.Tensor, torch.Tensor]:
     """U and X for deltas q_u left_t right_t^T q_v^T."""
     u, _ = joint(pairs, eps, params.spectrum_cut)
     # Rows of U^T D_t are S nu_t Vn_t: their lengths are S nu_t, their directions Vn_t.

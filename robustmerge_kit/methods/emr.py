@@ -15,8 +15,8 @@ Source: arXiv 2405.17461, Eq. 1 and 2.
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from .. import election
 from ..factors import Weights
@@ -30,8 +30,8 @@ class Emr(Params):
 
 
 def merge_emr(
-    x: Float[Tensor, "*batch n rows cols"], weights: Weights, params: Emr, draws: Draws, stats: Stats
-) -> Float[Tensor, "*batch rows cols"]:
+    x: Float[torch.Tensor, "*batch n rows cols"], weights: Weights, params: Emr, draws: Draws, stats: Stats
+) -> Float[torch.Tensor, "*batch rows cols"]:
     """The unified vector.
 
     Shapes: (..., n, rows, cols) -> (..., rows, cols).

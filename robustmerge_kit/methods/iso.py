@@ -19,13 +19,14 @@ Differs: the code also fills the null space of a low-rank sum with arbitrary ort
 result; published gains must be tuned again.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor
 
 from ..factors import Core, Weights, polar, svd
 from ..method import Equivariant, Params
@@ -53,7 +54,7 @@ class IsoCTS(Params):
         return p, k - n * p
 
 
-def merge_common(core: Core, weights: Weights, params: IsoC) -> Float[Tensor, "*batch q_b q_a"]:
+def merge_common(core: Core, weights: Weights, params: IsoC) -> Float[torch.Tensor, "*batch q_b q_a"]:
     """mean(S) U V^T of the sum; zero for a zero sum.
 
     Source: arXiv 2502.04959, Iso-C.
@@ -63,7 +64,7 @@ def merge_common(core: Core, weights: Weights, params: IsoC) -> Float[Tensor, "*
     return params.gain * (s.sum(-1) / count)[..., None, None] * (u @ v.mT)
 
 
-def merge_specific(core: Core, weights: Weights, params: IsoCTS) -> Float[Tensor, "*batch q_b q_a"]:
+def merge_specific(core: Core, weights: Weights, params: IsoCTS) -> Float[torch.Tensor, "*batch q_b q_a"]:
     """Common and specific directions with one strength, each site of a batch by itself since their numbers differ.
 
     Source: arXiv 2502.04959, Iso-CTS.
@@ -72,7 +73,7 @@ def merge_specific(core: Core, weights: Weights, params: IsoCTS) -> Float[Tensor
     return merged.reshape(core.sum.shape)
 
 
-def _specific(core: Core, params: IsoCTS) -> Tensor:
+def _specific(core: Core, params: IsoCTS) -> torch.Tensor:
     u, s, v = svd(core.sum, core.eps)
     k = min(params.rank or int((s > 0).sum()), *core.sum.shape)
     if not k:

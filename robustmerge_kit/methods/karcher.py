@@ -17,6 +17,8 @@ Differs: mergekit weighs all adapters alike and treats a delta shorter than the 
 adapters.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from typing import Annotated
@@ -24,7 +26,6 @@ from typing import Annotated
 import torch
 from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor
 
 from ..factors import Weights, ratio
 from ..method import Coefficient, Params
@@ -37,7 +38,7 @@ class Karcher(Params):
     tol: Annotated[float, Field(gt=0, lt=1)] = 1e-5
 
 
-def merge(gram: Float[Tensor, "*batch n n"], weights: Weights, params: Karcher) -> Float[Tensor, "*batch n"]:
+def merge(gram: Float[torch.Tensor, "*batch n n"], weights: Weights, params: Karcher) -> Float[torch.Tensor, "*batch n"]:
     """Coefficients of the weighted deltas; vectors below are coefficients of the directions e_t.
 
     Shapes: gram (..., n, n); result (..., n).
@@ -49,7 +50,7 @@ def merge(gram: Float[Tensor, "*batch n n"], weights: Weights, params: Karcher) 
     unit = ratio(each.sign(), length)
     cosines = (gram * unit[..., :, None] * unit[..., None, :]).clamp(-1, 1)
 
-    def size(x: Tensor) -> Tensor:
+    def size(x: torch.Tensor) -> torch.Tensor:
         return torch.einsum("...i,...ij,...j->...", x, cosines, x).clamp_min(0).sqrt()[..., None]
 
     start = size(share)

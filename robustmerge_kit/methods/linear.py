@@ -13,11 +13,12 @@ A and B of different adapters and is another operator (`peft_linear`); its `cat`
 inputs, which PEFT scales by sqrt(r) too much.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from ..factors import Weights
 from ..method import Coefficient, Params
@@ -37,7 +38,7 @@ class Mean(Params):
     gain: float = 1.0
 
 
-def merge_sum(gram: Float[Tensor, "*batch n n"], weights: Weights, params: Sum | Mean) -> Float[Tensor, "*batch n"]:
+def merge_sum(gram: Float[torch.Tensor, "*batch n n"], weights: Weights, params: Sum | Mean) -> Float[torch.Tensor, "*batch n"]:
     """c'_t = gain, or gain / sum_u w_u with `normalize`.
 
     Shapes: gram (..., n, n), read only for its shape; result (..., n).

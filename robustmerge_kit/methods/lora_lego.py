@@ -25,7 +25,6 @@ from typing import Annotated, Literal
 import torch
 from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor
 
 from ..factors import FactorStack, LowRank
 from ..method import Draws, Factor, Params
@@ -59,11 +58,13 @@ def merge_lego(stack: FactorStack, params: LoraLego, draws: Draws) -> LowRank:
     return _split(centres, stack.d_in, (kept / k) ** 0.5)
 
 
-def _split(units: Tensor, d_in: int, scale: float) -> LowRank:
+def _split(units: torch.Tensor, d_in: int, scale: float) -> LowRank:
     return LowRank(b=units[..., d_in:].mT * scale, a=units[..., :d_in])
 
 
-def _centres(units: Float[Tensor, "R d"], starts: Float[Tensor, "n_init k"], max_iter: int) -> Float[Tensor, "k d"]:
+def _centres(
+    units: Float[torch.Tensor, "R d"], starts: Float[torch.Tensor, "n_init k"], max_iter: int
+) -> Float[torch.Tensor, "k d"]:
     """Rescaled cluster centres; while clustering, a centre is a row of mixing weights over the units."""
     # By their bytes, so that the order of the adapters does not matter.
     order = sorted(range(len(units)), key=lambda i: units[i].cpu().numpy().tobytes())
@@ -76,7 +77,7 @@ def _centres(units: Float[Tensor, "R d"], starts: Float[Tensor, "n_init k"], max
     return (centres * size / (centres.abs().amax(-1, keepdim=True) + 1e-8)).to(units.dtype)
 
 
-def _first(gram: Float[Tensor, "R R"], start: Float[Tensor, "k"]) -> Float[Tensor, "k R"]:
+def _first(gram: Float[torch.Tensor, "R R"], start: Float[torch.Tensor, "k"]) -> Float[torch.Tensor, "k R"]:
     """k-means++: each next centre is a unit drawn with chance proportional to its squared distance from those chosen."""
     size = gram.diagonal()
     total = len(gram)
@@ -89,7 +90,9 @@ def _first(gram: Float[Tensor, "R R"], start: Float[Tensor, "k"]) -> Float[Tenso
     return torch.nn.functional.one_hot(torch.tensor(chosen, device=gram.device), total).to(gram)
 
 
-def _lloyd(gram: Float[Tensor, "R R"], mixing: Float[Tensor, "k R"], max_iter: int) -> tuple[float, Float[Tensor, "k R"]]:
+def _lloyd(
+    gram: Float[torch.Tensor, "R R"], mixing: Float[torch.Tensor, "k R"], max_iter: int
+) -> tuple[float, Float[torch.Tensor, "k R"]]:
     """Inertia and centres after Lloyd's iteration has come to rest; a centre that loses all its units stays where it is."""
     labels = torch.full((len(gram),), -1, device=gram.device)
     distance = gram

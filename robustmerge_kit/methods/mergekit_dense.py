@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 from pydantic import create_model
-from torch import Tensor
 
 from ..errors import PluginError
 from ..factors import Weights
@@ -87,7 +86,7 @@ def find(name: str) -> Elementwise:
         ) from error
 
 
-def _method(spec: Any, merge_tensors: Callable[..., Tensor]) -> Elementwise:
+def _method(spec: Any, merge_tensors: Callable[..., torch.Tensor]) -> Elementwise:
     contract, per_input = spec.contract, {parameter.name for parameter in spec.input_parameters}
     first_is_base = contract.base.value == "required" and contract.max_inputs == 2
     zero_base = contract.base.value in ("required", "optional") and not first_is_base
@@ -96,7 +95,7 @@ def _method(spec: Any, merge_tensors: Callable[..., Tensor]) -> Elementwise:
     params = create_model("Mergekit_" + spec.name, __base__=Params, **fields)
     params.per_adapter = tuple(sorted(per_input - {"weight"}))
 
-    def merge(x: Tensor, weights: Weights, params: Any, draws: Draws, stats: Stats) -> Tensor:
+    def merge(x: torch.Tensor, weights: Weights, params: Any, draws: Draws, stats: Stats) -> torch.Tensor:
         deltas, each = _all_deltas(x, weights)
         if weighs:
             deltas = [delta / weight for delta, weight in zip(deltas, each, strict=True)]
@@ -127,7 +126,7 @@ def _field(parameter: Any, per_input: bool) -> tuple[Any, Any]:
     return kind, ... if parameter.required else parameter.default
 
 
-def _all_deltas(x: Tensor, weights: Weights) -> tuple[list[Tensor], list[float]]:
+def _all_deltas(x: torch.Tensor, weights: Weights) -> tuple[list[torch.Tensor], list[float]]:
     """The weighted deltas of all adapters that count, zeros where they are zero, and their weights."""
     deltas = [torch.zeros_like(x[0])] * weights.count
     missing = weights.count - len(weights.each)
@@ -139,7 +138,7 @@ def _all_deltas(x: Tensor, weights: Weights) -> tuple[list[Tensor], list[float]]
 
 
 @contextmanager
-def _seeded(draws: Draws, x: Tensor) -> Generator[None]:
+def _seeded(draws: Draws, x: torch.Tensor) -> Generator[None]:
     """Torch's generators at a state that (seed, site) fixes, and as they were afterwards."""
     seed = int(draws.uniform(None, "mergekit", x.new_empty(1)).view(torch.int32))
     devices = [x.device] if x.is_cuda else []

@@ -12,11 +12,12 @@ agreement gives a negative t.
 Differs: mergekit clamps products of norms at the absolute 1e-6, which is wrong for deltas shorter than about 1e-3.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from ..factors import Weights, ratio
 from ..method import Coefficient, Params
@@ -28,7 +29,7 @@ class ModelStock(Params):
     filter_wise: bool = False
 
 
-def merge(gram: Float[Tensor, "*batch n n"], weights: Weights, params: ModelStock) -> Float[Tensor, "*batch n"]:
+def merge(gram: Float[torch.Tensor, "*batch n n"], weights: Weights, params: ModelStock) -> Float[torch.Tensor, "*batch n"]:
     """t/n for every delta; with `filter_wise` the rows of the site are a batch axis of `gram`.
 
     Shapes: gram (..., n, n); result (..., n).

@@ -26,7 +26,6 @@ from typing import Annotated, Literal
 import torch
 from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor
 
 from .. import election
 from ..election import Density
@@ -66,8 +65,8 @@ def survey_pcb(whole: Whole, params: Pcb) -> Stats:
 
 
 def merge_pcb(
-    x: Float[Tensor, "*batch n rows cols"], weights: Weights, params: Pcb, draws: Draws, stats: Stats
-) -> Float[Tensor, "*batch rows cols"]:
+    x: Float[torch.Tensor, "*batch n rows cols"], weights: Weights, params: Pcb, draws: Draws, stats: Stats
+) -> Float[torch.Tensor, "*batch rows cols"]:
     """Average the clamped entries, weighted by their scores.
 
     Shapes: (..., n, rows, cols) -> (..., rows, cols).
@@ -78,16 +77,16 @@ def merge_pcb(
     return params.gain * (z * clamped).sum(-3) / z.sum(-3).clamp_min(1e-12)
 
 
-def _score(x: Tensor, sizes: Stats) -> Tensor:
+def _score(x: torch.Tensor, sizes: Stats) -> torch.Tensor:
     size = _norm01(x.abs(), sizes["low"], sizes["high"])
     return torch.exp(x.shape[-3] * size.square()) * torch.tanh(x * x.sum(-3, keepdim=True))
 
 
-def _clamp(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+def _clamp(x: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
     return torch.minimum(torch.maximum(x, low.to(x.dtype)[..., None, None]), high.to(x.dtype)[..., None, None])
 
 
-def _norm01(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+def _norm01(x: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
     """(x - low) / (high - low) after clamping; both bounds are attained, so they are minimum and maximum."""
     width = (high - low).to(x.dtype)[..., None, None]
     return (_clamp(x, low, high) - low.to(x.dtype)[..., None, None]) / torch.where(width > 0, width, 1.0)

@@ -28,7 +28,6 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from ..election import Density
 from ..factors import FactorStack, LowRank
@@ -53,7 +52,7 @@ class PeftTies(PeftSparse):
     majority_sign_method: Literal["total", "frequency"] = "total"
 
 
-Combine = Callable[[Tensor, Tensor, Any, Draws, str], Tensor]
+Combine = Callable[["torch.Tensor", "torch.Tensor", Any, Draws, str], "torch.Tensor"]
 """(x (..., n, rows, cols), coefficients (..., n, 1, 1), params, draws, which stack) -> (..., rows, cols)."""
 
 
@@ -74,43 +73,43 @@ def _apart(combine: Combine) -> Callable[[FactorStack, Any, Draws], LowRank]:
     return merge
 
 
-def _linear(x: Tensor, coefficients: Tensor, params: Params, draws: Draws, part: str) -> Tensor:
+def _linear(x: torch.Tensor, coefficients: torch.Tensor, params: Params, draws: Draws, part: str) -> torch.Tensor:
     return (x * coefficients).sum(-3)
 
 
-def _magnitude_prune(x: Tensor, coefficients: Tensor, params: PeftSparse, draws: Draws, part: str) -> Tensor:
+def _magnitude_prune(x: torch.Tensor, coefficients: torch.Tensor, params: PeftSparse, draws: Draws, part: str) -> torch.Tensor:
     return _linear(_pruned(x, params), coefficients, params, draws, part)
 
 
-def _ties(x: Tensor, coefficients: Tensor, params: PeftTies, draws: Draws, part: str) -> Tensor:
+def _ties(x: torch.Tensor, coefficients: torch.Tensor, params: PeftTies, draws: Draws, part: str) -> torch.Tensor:
     return _elected(_pruned(x, params), coefficients, params)
 
 
-def _dare_linear(x: Tensor, coefficients: Tensor, params: PeftSparse, draws: Draws, part: str) -> Tensor:
+def _dare_linear(x: torch.Tensor, coefficients: torch.Tensor, params: PeftSparse, draws: Draws, part: str) -> torch.Tensor:
     return _linear(_dropped(x, params, draws, part), coefficients, params, draws, part)
 
 
-def _dare_ties(x: Tensor, coefficients: Tensor, params: PeftTies, draws: Draws, part: str) -> Tensor:
+def _dare_ties(x: torch.Tensor, coefficients: torch.Tensor, params: PeftTies, draws: Draws, part: str) -> torch.Tensor:
     return _elected(_dropped(x, params, draws, part), coefficients, params)
 
 
-def _pruned(x: Float[Tensor, "*batch n rows cols"], params: PeftSparse) -> Float[Tensor, "*batch n rows cols"]:
+def _pruned(x: Float[torch.Tensor, "*batch n rows cols"], params: PeftSparse) -> Float[torch.Tensor, "*batch n rows cols"]:
     flat = x.flatten(-2)
     keep = [int(density * flat.shape[-1]) for density in params.each("density", x.shape[-3])]
     return x * torch.stack([largest_mask(flat[..., t, :], k) for t, k in enumerate(keep)], -2).reshape(x.shape)
 
 
 def _dropped(
-    x: Float[Tensor, "*batch n rows cols"], params: PeftSparse, draws: Draws, part: str
-) -> Float[Tensor, "*batch n rows cols"]:
-    out: list[Tensor] = []
+    x: Float[torch.Tensor, "*batch n rows cols"], params: PeftSparse, draws: Draws, part: str
+) -> Float[torch.Tensor, "*batch n rows cols"]:
+    out: list[torch.Tensor] = []
     for t, density in enumerate(params.each("density", x.shape[-3])):
         each = x[..., t, :, :]
         out.append(each if density == 1 else each * (draws.uniform(t, f"peft_dare drop {part}", each) < density) / density)
     return torch.stack(out, -3)
 
 
-def _elected(x: Tensor, coefficients: Tensor, params: PeftTies) -> Tensor:
+def _elected(x: torch.Tensor, coefficients: torch.Tensor, params: PeftTies) -> torch.Tensor:
     votes = (x if params.majority_sign_method == "total" else x.sign()).sum(-3, keepdim=True)
     agrees = x.sign() == torch.where(votes >= 0, 1.0, -1.0)
     return (x * coefficients * agrees).sum(-3) / agrees.sum(-3).clamp_min(1)

@@ -37,7 +37,6 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 import numpy as np
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from ..factors import FactorStack, LowRank
 from ..method import Draws, Factor, Params
@@ -105,20 +104,20 @@ class _Collected:
         self._joins = variant == "paper"
         self._apart = self._joins or apart
         self._axis = axis
-        self._parts: list[Tensor] = []
+        self._parts: list[torch.Tensor] = []
 
-    def add(self, values: Tensor, scale: Tensor | None = None) -> None:
+    def add(self, values: torch.Tensor, scale: torch.Tensor | None = None) -> None:
         """Take the next adapter's factor, times `scale`; the values are copied."""
         if self._apart or not self._parts:
             self._parts.append(values.clone() if scale is None else values * scale)
         else:
             self._parts[0] = _add(self._parts[0], values, scale, self._axis)
 
-    def scale(self, scales: Sequence[Tensor]) -> None:
+    def scale(self, scales: Sequence[torch.Tensor]) -> None:
         """Multiply every adapter's factor by its own scale."""
         self._parts = [part * scale for part, scale in zip(self._parts, scales, strict=True)]
 
-    def result(self) -> Tensor:
+    def result(self) -> torch.Tensor:
         """The merged factor."""
         if self._joins:
             return torch.cat(self._parts, dim=self._axis)
@@ -128,7 +127,7 @@ class _Collected:
         return total
 
 
-def _add(total: Tensor, values: Tensor, scale: Tensor | None, axis: int) -> Tensor:
+def _add(total: torch.Tensor, values: torch.Tensor, scale: torch.Tensor | None, axis: int) -> torch.Tensor:
     """Add values * scale to total, in place where lengths along `axis` allow; the shorter one counts as padded with zeros."""
     missing = values.shape[axis] - total.shape[axis]
     if missing > 0:
@@ -144,13 +143,17 @@ def _add(total: Tensor, values: Tensor, scale: Tensor | None, axis: int) -> Tens
 class _Loss(NamedTuple):
     """Sums of magnitudes along an axis, before pruning and after it; (..., size). Ones where no axis is looked along."""
 
-    full: Tensor
-    rest: Tensor
+    full: torch.Tensor
+    rest: torch.Tensor
 
 
 def _prune_each(
-    factors: Sequence[Tensor], dtype: torch.dtype, params: RobustMerge, axis: int | None, scores: list[Tensor] | None
-) -> Iterator[tuple[Tensor, _Loss]]:
+    factors: Sequence[torch.Tensor],
+    dtype: torch.dtype,
+    params: RobustMerge,
+    axis: int | None,
+    scores: list[torch.Tensor] | None,
+) -> Iterator[tuple[torch.Tensor, _Loss]]:
     """Prune one factor after the other; each result is valid until the next one is asked for.
 
     B is pruned without its coefficient: a factor common to all entries cannot move the mask.
@@ -177,7 +180,7 @@ def _prune_each(
 class _Scratch:
     """Two buffers that all factors of one shape pass through, so that they stay in the processor's caches."""
 
-    def __init__(self, like: Tensor, dtype: torch.dtype) -> None:
+    def __init__(self, like: torch.Tensor, dtype: torch.dtype) -> None:
         self.values = torch.empty(like.shape, dtype=dtype, device=like.device)
         self.magnitudes = torch.empty_like(self.values)
         self.ones = self.values.new_ones(like.shape[:-1])
@@ -199,8 +202,8 @@ class _Scratch:
 class _Scores(NamedTuple):
     """Scores of the entries of every A_t and B_t; the highest are kept, as many as by magnitude."""
 
-    a: list[Tensor]
-    b: list[Tensor]
+    a: list[torch.Tensor]
+    b: list[torch.Tensor]
 
 
 def _scores(stack: FactorStack, params: RobustMerge, draws: Draws) -> _Scores | None:
@@ -217,13 +220,13 @@ def _scores(stack: FactorStack, params: RobustMerge, draws: Draws) -> _Scores | 
     return _Scores(_agreement(a, -2), _agreement(b, -1))
 
 
-def _agreement(parts: Sequence[Tensor], axis: int) -> list[Tensor]:
+def _agreement(parts: Sequence[torch.Tensor], axis: int) -> list[torch.Tensor]:
     """A score that puts entries of the sum's sign before all others, larger magnitudes first within both groups."""
     total = _Collected("sum", axis, apart=False)
     for part in parts:
         total.add(part)
     signs = total.result().sign()
-    scores: list[Tensor] = []
+    scores: list[torch.Tensor] = []
     for x in parts:
         sign = signs.narrow(axis, 0, x.shape[axis])
         relative = x.double().abs() / x.double().abs().amax(dim=(-2, -1), keepdim=True).clamp_min(
@@ -233,7 +236,7 @@ def _agreement(parts: Sequence[Tensor], axis: int) -> list[Tensor]:
     return scores
 
 
-def _coefficients(stack: FactorStack) -> Tensor:
+def _coefficients(stack: FactorStack) -> torch.Tensor:
     """The coefficients c_t, (..., n, 1)."""
     if all(isinstance(c, float | int) for c in stack.coefficients):
         return torch.tensor(stack.coefficients, dtype=stack.dtype, device=stack.b[0].device)[:, None]
@@ -241,7 +244,7 @@ def _coefficients(stack: FactorStack) -> Tensor:
     return torch.stack(each, -1)[..., None]
 
 
-def _scales(losses: Sequence[_Loss], params: RobustMerge) -> Tensor:
+def _scales(losses: Sequence[_Loss], params: RobustMerge) -> torch.Tensor:
     """S_t of all adapters, clamped, and normalised over the adapters that have the index; 0 where one lacks it.
 
     An index that pruning emptied counts as unpruned.
@@ -262,11 +265,11 @@ def _scales(losses: Sequence[_Loss], params: RobustMerge) -> Tensor:
     return scales
 
 
-def _stack_padded(parts: Sequence[Tensor], size: int) -> Tensor:
+def _stack_padded(parts: Sequence[torch.Tensor], size: int) -> torch.Tensor:
     return torch.stack([torch.nn.functional.pad(x, (0, size - x.shape[-1])) if x.shape[-1] < size else x for x in parts], -2)
 
 
-def _clamp(scales: Tensor, finite: Tensor, quantile: float) -> Tensor:
+def _clamp(scales: torch.Tensor, finite: torch.Tensor, quantile: float) -> torch.Tensor:
     """A floor at the quantile over the finite entries; the others count as 1 and take the floor. No finite entry: 1."""
     count = finite.sum(-1, keepdim=True)
     ascending = torch.where(finite, scales, torch.inf).sort(dim=-1).values

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from .. import election
 from ..election import Density
@@ -36,7 +35,7 @@ class Sce(Params):
     gain: float = 1.0
 
 
-def variance(x: Float[Tensor, "*batch n rows cols"], draws: Draws) -> Float[Tensor, "*batch 1 rows cols"]:
+def variance(x: Float[torch.Tensor, "*batch n rows cols"], draws: Draws) -> Float[torch.Tensor, "*batch 1 rows cols"]:
     """Variance of each entry over the adapters, divisor n; exactly 0 where all agree.
 
     Shapes: (..., n, rows, cols) -> (..., 1, rows, cols).
@@ -54,7 +53,7 @@ def survey_sce(whole: Whole, params: Sce) -> Stats:
         keep = (params.density * varying).to(torch.int64)
         selected = election.survey_largest(whole, variance, keep, torch.tensor(whole.numel[0], device=keep.device))
 
-    def squares(x: Tensor, draws: Draws) -> Tensor:
+    def squares(x: torch.Tensor, draws: Draws) -> torch.Tensor:
         return _select(x, draws, selected).square()
 
     total = whole.total(squares)
@@ -62,15 +61,15 @@ def survey_sce(whole: Whole, params: Sce) -> Stats:
     return {**selected, "share": torch.where(mass > 0, total / torch.where(mass > 0, mass, 1.0), 1.0 / len(whole.numel))}
 
 
-def _select(x: Tensor, draws: Draws, stats: Stats) -> Tensor:
+def _select(x: torch.Tensor, draws: Draws, stats: Stats) -> torch.Tensor:
     if "least" not in stats:
         return x
     return x * election.within(variance(x, draws), stats["least"], stats.get("last"), draws)
 
 
 def merge_sce(
-    x: Float[Tensor, "*batch n rows cols"], weights: Weights, params: Sce, draws: Draws, stats: Stats
-) -> Float[Tensor, "*batch rows cols"]:
+    x: Float[torch.Tensor, "*batch n rows cols"], weights: Weights, params: Sce, draws: Draws, stats: Stats
+) -> Float[torch.Tensor, "*batch rows cols"]:
     """Select, calculate, erase.
 
     Shapes: (..., n, rows, cols) -> (..., rows, cols).

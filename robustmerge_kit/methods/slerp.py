@@ -20,13 +20,14 @@ tangent sum a_t (e_t - <e_t, mu> mu) is left out because that tangent is zero fo
 row-wise nuslerp, which we do not.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Annotated
 
 import torch
 from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor
 
 from ..errors import InputError
 from ..factors import Weights, ratio
@@ -52,7 +53,7 @@ class MultiSlerp(Params):
     normalize_weights: bool = True
 
 
-def merge_slerp(gram: Float[Tensor, "*batch n n"], weights: Weights, params: Slerp) -> Float[Tensor, "*batch n"]:
+def merge_slerp(gram: Float[torch.Tensor, "*batch n n"], weights: Weights, params: Slerp) -> Float[torch.Tensor, "*batch n"]:
     """Coefficients of the two weighted deltas on the arc between them.
 
     Shapes: gram (..., 2, 2), or (..., 1, 1) where the other delta is zero or the site is missing; result (..., n).
@@ -65,7 +66,9 @@ def merge_slerp(gram: Float[Tensor, "*batch n n"], weights: Weights, params: Sle
     return torch.where(cos.abs() > STRAIGHT, share, _arc(share, cos))
 
 
-def merge_nuslerp(gram: Float[Tensor, "*batch n n"], weights: Weights, params: NuSlerp) -> Float[Tensor, "*batch n"]:
+def merge_nuslerp(
+    gram: Float[torch.Tensor, "*batch n n"], weights: Weights, params: NuSlerp
+) -> Float[torch.Tensor, "*batch n"]:
     """Coefficients of the weighted deltas such that the deltas without weights are interpolated by relative weight.
 
     Shapes: as `merge_slerp`.
@@ -78,7 +81,9 @@ def merge_nuslerp(gram: Float[Tensor, "*batch n n"], weights: Weights, params: N
     return torch.where(1 - cos**2 <= 1e-16, share, _arc(share, cos)) / each
 
 
-def merge_multislerp(gram: Float[Tensor, "*batch n n"], weights: Weights, params: MultiSlerp) -> Float[Tensor, "*batch n"]:
+def merge_multislerp(
+    gram: Float[torch.Tensor, "*batch n n"], weights: Weights, params: MultiSlerp
+) -> Float[torch.Tensor, "*batch n"]:
     """Coefficients of the weighted deltas whose sum has the mean direction and the mean length.
 
     Shapes: gram (..., n, n); result (..., n).
@@ -97,14 +102,14 @@ def merge_multislerp(gram: Float[Tensor, "*batch n n"], weights: Weights, params
     return torch.where(cancels, a / each, total * ratio(mean, size))
 
 
-def _cosine(gram: Tensor) -> Tensor:
+def _cosine(gram: torch.Tensor) -> torch.Tensor:
     """Cosine of the angle between two deltas, kept as a last axis of length 1; 0 for a single one."""
     if gram.shape[-1] == 1:
         return torch.zeros_like(gram[..., 0])
     return ratio(gram[..., 0, 1], (gram[..., 0, 0] * gram[..., 1, 1]).sqrt()).clamp(-1, 1)[..., None]
 
 
-def _arc(share: Tensor, cos: Tensor) -> Tensor:
+def _arc(share: torch.Tensor, cos: torch.Tensor) -> torch.Tensor:
     theta = cos.acos()
     sin = theta.sin()
     return ratio((share * theta).sin(), sin)

@@ -10,12 +10,13 @@ Edge cases: eta 100 is the mean of the deltas. Zero deltas count in n.
 Differs: nothing known.
 """
 
+from __future__ import annotations
+
 from typing import Annotated
 
 import torch
 from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor
 
 from ..factors import Core, Weights, ratio
 from ..method import Equivariant, Params
@@ -28,7 +29,7 @@ class Star(Params):
     gain: float = 1.0
 
 
-def merge(core: Core, weights: Weights, params: Star) -> Float[Tensor, "*batch q_b q_a"]:
+def merge(core: Core, weights: Weights, params: Star) -> Float[torch.Tensor, "*batch q_b q_a"]:
     """Mean of the truncated deltas, each with the nuclear norm it had.
 
     Source: STAR, NAACL 2025, equation 3.
@@ -37,7 +38,7 @@ def merge(core: Core, weights: Weights, params: Star) -> Float[Tensor, "*batch q
     return params.gain / weights.count * (u * s[..., None, :]) @ v.mT
 
 
-def _truncated(s: Tensor, eta: float) -> Tensor:
+def _truncated(s: torch.Tensor, eta: float) -> torch.Tensor:
     cumulated = s.cumsum(-1)
     total = cumulated[..., -1:]
     kept = (cumulated < eta / 100 * total).sum(-1, keepdim=True) + 1

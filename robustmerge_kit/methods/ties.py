@@ -28,8 +28,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
+import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from .. import election
 from ..election import Density, Trim
@@ -63,8 +63,8 @@ def survey_ties(whole: Whole, params: Ties) -> Stats:
 
 
 def merge_ties(
-    x: Float[Tensor, "*batch n rows cols"], weights: Weights, params: Ties, draws: Draws, stats: Stats
-) -> Float[Tensor, "*batch rows cols"]:
+    x: Float[torch.Tensor, "*batch n rows cols"], weights: Weights, params: Ties, draws: Draws, stats: Stats
+) -> Float[torch.Tensor, "*batch rows cols"]:
     """Trim, elect, merge.
 
     Shapes: (..., n, rows, cols) -> (..., rows, cols).
@@ -79,8 +79,8 @@ def survey_magnitude_prune(whole: Whole, params: MagnitudePrune) -> Stats:
 
 
 def merge_magnitude_prune(
-    x: Float[Tensor, "*batch n rows cols"], weights: Weights, params: MagnitudePrune, draws: Draws, stats: Stats
-) -> Float[Tensor, "*batch rows cols"]:
+    x: Float[torch.Tensor, "*batch n rows cols"], weights: Weights, params: MagnitudePrune, draws: Draws, stats: Stats
+) -> Float[torch.Tensor, "*batch rows cols"]:
     """Trim, add up.
 
     Shapes: (..., n, rows, cols) -> (..., rows, cols).

@@ -13,13 +13,14 @@ beyond r are an arbitrary completion that changes 45 to 59 % of the result. With
 Its polar factor is unstable for duplicated adapters; ours stops at the numerical rank.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Annotated
 
 import torch
 from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor
 
 from ..factors import Core, Weights, polar
 from ..method import Equivariant, Params
@@ -32,7 +33,7 @@ class TsvMerge(Params):
     gain: float = 1.0
 
 
-def merge(core: Core, weights: Weights, params: TsvMerge) -> Float[Tensor, "*batch q_b q_a"]:
+def merge(core: Core, weights: Weights, params: TsvMerge) -> Float[torch.Tensor, "*batch q_b q_a"]:
     """polar([U_t]) diag([S_t]) polar([V_t])^T; vectors beyond an adapter's numerical rank are zero columns and add nothing.
 
     Source: arXiv 2412.00081, section 4.

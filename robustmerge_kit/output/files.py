@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..plan import Plan
 from ..shards import TensorSpec
@@ -35,7 +34,7 @@ class AdapterFiles:
         for name, rank in alphas.items():
             self.write(name, torch.tensor(float(rank)))
 
-    def write(self, name: str, tensor: Tensor) -> None:
+    def write(self, name: str, tensor: torch.Tensor) -> None:
         """Store one planned tensor."""
         self._tensors.write(name, tensor)
 

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
 
 from ..plan import Fold, OutputFile
 from ..shards import ShardClone, ShardWriter, copy_file
@@ -51,7 +51,7 @@ class ModelFiles:
         """Create the file of a tensor, unless it is there."""
         self._prepare_file(self._file_of[tensor])
 
-    def write(self, tensor: str, start: int, values: Tensor) -> None:
+    def write(self, tensor: str, start: int, values: torch.Tensor) -> None:
         """Store elements of a tensor from `start` on."""
         file = self._file_of[tensor]
         self._open[file.name].write_flat(tensor.removeprefix(file.prefix), start, values)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
 
 from ..errors import OutputError
 from ..shards import ShardWriter, TensorSpec, map_safetensors, write_pickle
@@ -37,7 +37,7 @@ class TensorFiles:
             self._writers[name] = writer
             self._writer_of |= dict.fromkeys((spec.name for spec in specs), writer)
 
-    def write(self, name: str, tensor: Tensor) -> None:
+    def write(self, name: str, tensor: torch.Tensor) -> None:
         """Store one planned tensor."""
         self._writer_of[name].write(name, tensor)
 

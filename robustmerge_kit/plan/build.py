@@ -34,7 +34,7 @@ def make_plan(recipe: Recipe, inputs: Inputs, layout: Layout = DEFAULT_LAYOUT) -
 
     Raises: PlanError (all problems at once) when recipe and inputs do not fit together.
     """
-    adapters = nest_experts(inputs.adapters)
+    adapters = inputs.adapters
     target = replace(_target(recipe, adapters), columns=common_columns(adapters))
     dtype = recipe.output.dtype or _widest(adapters)
     sites = sorted({site for adapter in adapters for site in adapter.sites})
@@ -58,6 +58,7 @@ def make_plan(recipe: Recipe, inputs: Inputs, layout: Layout = DEFAULT_LAYOUT) -
     raise_all(errors.values())
     if not steps:
         raise PlanError("every weight is 0: there is nothing to merge", hint="give at least one adapter a weight")
+    steps = nest_experts(steps, target)
     fold = None
     if recipe.output.kind == "model":
         assert inputs.base is not None
@@ -68,7 +69,7 @@ def make_plan(recipe: Recipe, inputs: Inputs, layout: Layout = DEFAULT_LAYOUT) -
     remarks = (f"{adapter.label}: {note}" for adapter in adapters for note in adapter.notes)
     plan = Plan(
         recipe=recipe,
-        adapters=tuple(adapters),
+        adapters=adapters,
         target=target,
         dtype=fold.dtype if fold else dtype,
         steps=_with_width(steps, recipe),

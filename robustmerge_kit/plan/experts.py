@@ -8,20 +8,22 @@ from dataclasses import replace
 
 from ..adapters import Adapter, Columns, registered_order
 from ..errors import PlanError
+from .steps import SiteStep
+from .targets import Target
 
 
-def nest_experts(adapters: Sequence[Adapter]) -> list[Adapter]:
-    """The adapters with the nesting that all their parameters together have in one file: what is registered last is outside.
+def nest_experts(steps: Sequence[SiteStep], target: Target) -> list[SiteStep]:
+    """The steps with the names that their parameters have together in one file: what is registered last is outside.
 
     Raises: PlanError when it is not known which of two parameters of a module a model registers first.
     """
+    if target.layout == "model":
+        return list(steps)
     behind: dict[str, set[str]] = defaultdict(set)
-    for adapter in adapters:
-        for site, factors in adapter.sites.items():
-            if factors.kind == "experts":
-                behind[site.rpartition(".")[0]].add(site.rpartition(".")[2])
-    if not behind:
-        return list(adapters)
+    for step in steps:
+        if step.experts is not None:
+            module, _, name = step.site.rpartition(".")
+            behind[module].add(name)
     depth: dict[str, int] = {}
     for module, names in behind.items():
         ordered = registered_order(names) if len(names) > 1 else list(names)
@@ -32,14 +34,10 @@ def nest_experts(adapters: Sequence[Adapter]) -> list[Adapter]:
             )
         depth |= {f"{module}.{name}": i for i, name in enumerate(reversed(ordered))}
     return [
-        replace(
-            adapter,
-            sites={
-                site: replace(factors, nesting=depth[site]) if factors.kind == "experts" else factors
-                for site, factors in adapter.sites.items()
-            },
-        )
-        for adapter in adapters
+        step
+        if step.experts is None
+        else replace(step, names=target.factor_names(step.site, replace(step.model, nesting=depth[step.site])))
+        for step in steps
     ]
 
 

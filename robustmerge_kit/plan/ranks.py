@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import Tensor
+import torch
 
 from ..ranks import energy_rank, spend_budget
 from ..recipe import BudgetRank, EnergyRank
@@ -12,7 +12,7 @@ from .profiles import served_rank
 from .steps import Plan
 
 
-def settle_ranks(plan: Plan, spectra: Mapping[str, Tensor]) -> Plan:
+def settle_ranks(plan: Plan, spectra: Mapping[str, torch.Tensor]) -> Plan:
     """The plan once the singular values are known.
 
     Raises: PlanError when the serving program takes no rank that large.
@@ -21,7 +21,7 @@ def settle_ranks(plan: Plan, spectra: Mapping[str, Tensor]) -> Plan:
     return plan.with_ranks(ranks, served_rank(plan.recipe.output, max(ranks.values())))
 
 
-def choose_ranks(plan: Plan, spectra: Mapping[str, Tensor]) -> dict[str, int]:
+def choose_ranks(plan: Plan, spectra: Mapping[str, torch.Tensor]) -> dict[str, int]:
     """Rank of every site by the recipe's rule, of every expert by itself; a site without a delta is written with rank 1.
 
     Shapes: spectra[site] (k,) float64, descending, zero beyond the numerical rank.

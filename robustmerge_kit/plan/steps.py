@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel
@@ -20,6 +20,7 @@ from .targets import Target
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..spaces import Surveyed
     from .fold import Fold
 
 HELD_ENTRIES = 1 << 26
@@ -253,6 +254,7 @@ class Plan:
     rank: the uniform rank of the output, None while it depends on the data or differs by site.
     dropped: tensors the recipe's own word leaves out, with the reason. notes: remarks for the user.
     fold: where the result goes in its base, None for an adapter. base: what the numbers depend on besides the adapters.
+    surveyed: statistics that span all sites, by `SiteStep.survey_key`, where deciding the ranks took them already.
     """
 
     recipe: Recipe
@@ -265,6 +267,7 @@ class Plan:
     notes: tuple[str, ...]
     fold: Fold | None = None
     base: Checkpoint | None = None
+    surveyed: Mapping[object, Surveyed] = field(default_factory=dict[object, "Surveyed"])
 
     @property
     def rank(self) -> int | None:

@@ -18,11 +18,10 @@ from .origin import Origin, source_files
 from .parameters import check_parameters
 from .problems import Problems
 from .schema import Recipe
+from .search import plan_search
 from .variables import settle
 from .write import as_yaml
 from .yaml_text import MAX_BYTES
-
-_NOT_YET = {"sweep": ""}
 
 
 def load_recipe(
@@ -68,10 +67,11 @@ def _build(opened: Opened, settings: Mapping[str, Any], commits: Mapping[str, st
     document, files = read_chain(opened, commits)
     document, variables = settle(document, settings)
     problems = Problems(document)
-    data = _without_unavailable(document.data, problems)
+    data = dict(document.data)
     refuse_both_forms(data, problems)
     translated = None
     if is_mergekit(data):
+        _refuse_sweep(data, problems)
         translated = translate(data, problems, folder_of_models(files, problems))
         if translated is None:
             raise_all(problems.all())
@@ -81,13 +81,10 @@ def _build(opened: Opened, settings: Mapping[str, Any], commits: Mapping[str, st
     anchor(data, problems, files, place)
     if variables:
         data["vars"] = variables
-    recipe = None
-    try:
-        recipe = Recipe.model_validate(data)
-    except ValidationError as error:
-        problems.add_invalid(error, data, Recipe)
-    check_parameters(data, problems)
-    _check_names(data, problems)
+    recipe = _check(data, problems)
+    search = None
+    if recipe is not None and recipe.sweep is not None and not len(problems):
+        search = plan_search(recipe.sweep, data, problems, _check)
     raise_all(problems.all())
     assert recipe is not None, "a recipe without problems is valid"
     composed = len(files) > 1 or bool(variables) or not isinstance(opened.home, Folder)
@@ -101,8 +98,21 @@ def _build(opened: Opened, settings: Mapping[str, Any], commits: Mapping[str, st
             files=source_files(files),
             composed=composed,
             commits=commits,
-        )
+        ),
+        search,
     )
+    return recipe
+
+
+def _check(data: Mapping[str, Any], problems: Problems) -> Recipe | None:
+    """The recipe of the data, in our form; what is wrong with it is noted."""
+    recipe = None
+    try:
+        recipe = Recipe.model_validate(data)
+    except ValidationError as error:
+        problems.add_invalid(error, data, Recipe)
+    check_parameters(data, problems)
+    _check_names(data, problems)
     return recipe
 
 
@@ -113,13 +123,12 @@ def _written_out(data: Mapping[str, Any], files: Sequence[Opened]) -> str:
     return as_yaml({key: value for key, value in data.items() if key != "vars"}, header)
 
 
-def _without_unavailable(data: Mapping[str, Any], problems: Problems) -> dict[str, Any]:
-    """The data without keys that other versions know; each is noted, with the way to do without it."""
-    kept = dict(data)
-    for key in set(_NOT_YET) & set(kept):
-        problems.add((key,), f"{key!r} is not available in this version", hint=_NOT_YET[key], at_key=True)
-        del kept[key]
-    return kept
+def _refuse_sweep(data: dict[str, Any], problems: Problems) -> None:
+    """Note and take away a sweep beside mergekit's inputs."""
+    if "sweep" in data:
+        hint = "list the inputs under `adapters`"
+        problems.add(("sweep",), "a sweep needs a recipe in rmkit's own form", hint=hint, at_key=True)
+        del data["sweep"]
 
 
 def _check_names(data: Mapping[str, Any], problems: Problems) -> None:

@@ -26,16 +26,15 @@ from typing import Any
 from ..errors import RecipeError, RmkitError, Several, raise_all
 from ..homes import Folder, open_local
 from .load import parse_recipe
-from .mergekit import MergekitRecipe
 from .problems import Problems, nearest, show
 from .schema import Recipe
+from .ways import check_name, put, way
 from .write import as_yaml
 from .yaml_text import MAX_BYTES, Document, Path, read_yaml
 
 MAX_VARIANTS = 10_000
 KEYS = ("recipe", "matrix", "include", "exclude", "output")
 
-_NAME = re.compile(r"[^.\[\]{}\s]+(\.[^.\[\]{}\s]+|\[[0-9]+\])*")
 _HOLE = re.compile(r"\{([^{}]*)\}")
 
 
@@ -111,7 +110,7 @@ def _check(data: Mapping[str, Any], problems: Problems) -> None:
         problems.add(("matrix",), f"matrix must be a mapping of names to lists of values, got {show(matrix)}")
         return
     for name, values in matrix.items():
-        _check_name(name, ("matrix", name), problems)
+        check_name(name, ("matrix", name), problems)
         if not isinstance(values, list) or not values:
             problems.add(("matrix", name), f"matrix.{name} must be a list of values, got {show(values)}")
     for key in ("include", "exclude"):
@@ -123,20 +122,10 @@ def _check(data: Mapping[str, Any], problems: Problems) -> None:
             for name in entry:
                 if key == "exclude" and name not in matrix:
                     problems.add((key, i, name), f"{name!r} is not in the matrix", hint=nearest(name, matrix), at_key=True)
-                _check_name(name, (key, i, name), problems)
+                check_name(name, (key, i, name), problems)
     count = math.prod(len(values) for values in matrix.values() if isinstance(values, list))
     if count > MAX_VARIANTS:
         problems.add(("matrix",), f"the matrix has {count} combinations, the limit is {MAX_VARIANTS}", at_key=True)
-
-
-def _check_name(name: str, path: Path, problems: Problems) -> None:
-    if not _NAME.fullmatch(name):
-        problems.add(
-            path,
-            f"{name!r} is not the way to a key of a recipe",
-            hint="write it as parameters.density or adapters[0].parameters.weight",
-            at_key=True,
-        )
 
 
 def _combinations(data: Mapping[str, Any], problems: Problems) -> Iterator[_Combination]:
@@ -184,30 +173,20 @@ class _Expansion:
         origin: dict[Path, str] = {}
         for name, value in combination.values.items():
             place = combination.places[name]
-            way = _way(name)
-            self._put(data, way, copy.deepcopy(value), name, place)
-            origin[way] = self.document.where(self.document.value(place))
+            steps = way(name)
+            self._put(data, steps, copy.deepcopy(value), name, place)
+            origin[steps] = self.document.where(self.document.value(place))
         name = "-".join(combination.slug(name) for name in combination.values)
         output = self._output(data, name, combination)
         header = ", ".join(f"{name}: {json.dumps(value)}" for name, value in combination.values.items())
         text = as_yaml(data, f"# {self.base_path.name} with {header}\n")
         return Variant(name, text, self.base_path, output, _places(text, self.base, origin))
 
-    def _put(self, data: dict[str, Any], way: Path, value: Any, name: str, place: Path) -> None:
-        """Set a value deep in a recipe's data; mappings on the way are made, entries of lists must be there."""
-        inner: Any = data
-        for number, step in enumerate(way):
-            if not _takes(inner, step):
-                self.problems.add(place, f"{name}: the recipe has no such place, but {show(inner)}")
-                return
-            following = way[number + 1] if number + 1 < len(way) else None
-            if following is None:
-                inner[step] = value
-            elif isinstance(step, str):
-                inner.setdefault(step, [] if isinstance(following, int) else {})
-            elif isinstance(inner[step], str) and isinstance(following, str):
-                inner[step] = {"adapter": inner[step]}  # the short form of an input
-            inner = inner[step]
+    def _put(self, data: dict[str, Any], steps: Path, value: Any, name: str, place: Path) -> None:
+        try:
+            put(data, steps, value)
+        except LookupError as found:
+            self.problems.add(place, f"{name}: the recipe has no such place, but {found}")
 
     def _output(self, data: dict[str, Any], name: str, combination: _Combination) -> FilePath | None:
         """Where the result goes: the pattern filled in; without names in it, a folder for each combination inside.
@@ -233,20 +212,6 @@ class _Expansion:
         if at != ("output",):
             data["output"]["path"] = filled
         return place / FilePath(filled).expanduser()
-
-
-def _takes(data: Any, step: str | int) -> bool:
-    """Whether a value can be put there: under any key of a mapping, in the place of an entry of a list."""
-    if isinstance(step, str):
-        return isinstance(data, dict)
-    return isinstance(data, list) and step < len(data)
-
-
-def _way(name: str) -> Path:
-    """The path of a name; one that is no key of a recipe is the name of a parameter."""
-    steps = [int(number) if number else word for word, number in re.findall(r"([^.\[\]]+)(?![^\[]*\])|\[([0-9]+)\]", name)]
-    known = {*Recipe.model_fields, *MergekitRecipe.model_fields}
-    return tuple(steps) if steps[0] in known else ("parameters", *steps)
 
 
 def _slug(value: Any) -> str:

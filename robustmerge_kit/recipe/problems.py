@@ -24,6 +24,12 @@ class Problems:
         self.origin = dict(origin or {})
         self._found: dict[tuple[Position, str], RmkitError] = {}
 
+    def elsewhere(self, origin: Mapping[Path, Path]) -> Problems:
+        """The same collection, for data of which some values stand in other places of the text."""
+        view = Problems(self.document, origin)
+        view._found = self._found
+        return view
+
     def add(self, path: Path, what: str, *, hint: str = "", at_key: bool = False) -> None:
         """Note a mistake at the value of `path`, or at its key."""
         source = self.source(path)

@@ -3,53 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, GetJsonSchemaHandler, PrivateAttr, Tag, model_validator
+from pydantic import Field, GetJsonSchemaHandler, PrivateAttr, Tag, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from .origin import Origin
+from .strict import Strict, Text, one_of
+from .sweep import Sweep
+
+if TYPE_CHECKING:
+    from .search import Search
 
 Scalar = float | int | bool | str
 Space = Literal["full", "core", "knots", "ctm", "factor"]
 
 
-class Strict(BaseModel):
-    """Closed, immutable, no silent conversion between types; infinities and NaN are not numbers here."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-Text = Annotated[str, Field(min_length=1)]
 VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Gradient = Annotated[list[float], Field(min_length=1)]
-
-
-def _one_of(**forms: str) -> Discriminator:
-    """Chooses a union's member by `_form`, so that a mistake is judged by the form its author meant; see problems.py."""
-    return Discriminator(
-        lambda value: _form(value, forms), custom_error_type="form", custom_error_message="|".join(forms.values())
-    )
-
-
-def _form(value: Any, forms: dict[str, str]) -> str | None:
-    if isinstance(value, BaseModel):
-        value = value.model_dump()
-    if isinstance(value, dict):
-        named = [form for form in forms if form in value]
-        form = named[0] if named else "options"
-    elif isinstance(value, list):
-        form = "filters" if any(isinstance(item, dict | BaseModel) for item in value) else "gradient"
-    elif isinstance(value, bool):
-        form = "scalar"
-    elif isinstance(value, int | float):
-        form = "number" if "number" in forms else "scalar"
-    elif isinstance(value, str):
-        form = "name" if "name" in forms else "scalar"
-    else:
-        return None
-    return f"<{form}>" if form in forms else None
 
 
 class Filtered(Strict):
@@ -63,7 +35,7 @@ class Filtered(Strict):
     )
     value: Annotated[
         Annotated[Scalar, Tag("<scalar>")] | Annotated[Gradient, Tag("<gradient>")],
-        _one_of(scalar="a number, true or false, text", gradient="a list of numbers"),
+        one_of(scalar="a number, true or false, text", gradient="a list of numbers"),
     ] = Field(description="The value: a scalar, or a gradient over the layers.")
 
 
@@ -71,7 +43,7 @@ Value = Annotated[
     Annotated[Scalar, Tag("<scalar>")]
     | Annotated[Gradient, Tag("<gradient>")]
     | Annotated[list[Filtered], Field(min_length=1), Tag("<filters>")],
-    _one_of(scalar="a number, true or false, text", gradient="a list of numbers", filters="a list of {filter, value}"),
+    one_of(scalar="a number, true or false, text", gradient="a list of numbers", filters="a list of {filter, value}"),
 ]
 """A scalar, a gradient over the layers (numbers, interpolated linearly), or a filter list (first match wins)."""
 
@@ -112,13 +84,13 @@ SPACE_OPTIONS: dict[str, type[Strict]] = {
 SpaceChoice = Annotated[
     Annotated[Space, Tag("<name>")]
     | Annotated[dict[Space, dict[str, Any]], Field(min_length=1, max_length=1), Tag("<options>")],
-    _one_of(name="the name of a space", options="{name: {option: value}}"),
+    one_of(name="the name of a space", options="{name: {option: value}}"),
 ]
 """A space by name, or with its options: {ctm: {rank: 16}}."""
 
 Step = Annotated[
     Annotated[Text, Tag("<name>")] | Annotated[dict[str, dict[str, Any]], Field(min_length=1, max_length=1), Tag("<options>")],
-    _one_of(name="the name of a step", options="{name: {parameter: value}}"),
+    one_of(name="the name of a step", options="{name: {parameter: value}}"),
 ]
 """A transform by name, or with its parameters: {norm_balance: {beta: 0.25}}."""
 
@@ -210,7 +182,7 @@ RankRule = Annotated[
     | Annotated[int, Field(ge=1), Tag("<number>")]
     | Annotated[EnergyRank, Tag("<energy>")]
     | Annotated[BudgetRank, Tag("<budget>")],
-    _one_of(name="auto, sum, max", number="a whole number", energy="{energy: 0.99}", budget="{budget: {average: 16}}"),
+    one_of(name="auto, sum, max", number="a whole number", energy="{energy: 0.99}", budget="{budget: {average: 16}}"),
 ]
 
 
@@ -253,7 +225,7 @@ class FirstOf(Strict):
 
 Extras = Annotated[
     Annotated[Literal["mean", "first", "drop", "error"], Tag("<name>")] | Annotated[FirstOf, Tag("<first>")],
-    _one_of(name="mean, first, drop, error", first="{first: NAME}"),
+    one_of(name="mean, first, drop, error", first="{first: NAME}"),
 ]
 
 
@@ -328,16 +300,27 @@ class Recipe(Settings):
         min_length=1, strict=False, description="The inputs: references, or mappings with `adapter` and settings of its own."
     )
 
-    _origin: Origin = PrivateAttr(default_factory=Origin)
+    sweep: Sweep | None = Field(
+        default=None, description="Values to try and what scores them; `rmkit sweep` runs it, `rmkit run` refuses it."
+    )
 
-    def remember(self, origin: Origin) -> None:
-        """Keep where the recipe came from; it changes no number."""
+    _origin: Origin = PrivateAttr(default_factory=Origin)
+    _search: Search | None = PrivateAttr(default=None)
+
+    def remember(self, origin: Origin, search: Search | None = None) -> None:
+        """Keep where the recipe came from, which changes no number, and what its sweep draws."""
         self._origin = origin
+        self._search = search
 
     @property
     def origin(self) -> Origin:
         """Where the recipe came from: its files, and what it was taken at."""
         return self._origin
+
+    @property
+    def search(self) -> Search | None:
+        """What the trials of its sweep draw; None without a sweep."""
+        return self._search
 
     @property
     def text(self) -> str:

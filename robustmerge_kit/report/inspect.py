@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ from ..adapters import Adapter, Extra, SiteFactors
 from ..disclosure import printable
 from ..errors import RmkitError
 from ..flow import Flow
+from ..resources import available_cores
 from ..sources import Source, resolve
 from .fit import compare
 from .lenient import read_leniently
@@ -57,7 +57,7 @@ def inspect(
     reports = [one.report for one in opened]
     if weights:
         planned(sum(len(adapter.sites) for adapter in adapters))
-        reports = _with_numbers(opened, workers or len(os.sched_getaffinity(0)), observe)
+        reports = _with_numbers(opened, workers or available_cores(), observe)
     return Inspection(tuple(reports), tuple(compare(adapters)))
 
 

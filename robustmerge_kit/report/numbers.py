@@ -9,9 +9,8 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
 
-from ..factors import COMPUTE, nrank, ratio
+from ..factors import EPS, nrank, ratio
 
 DEAD = 1e-3
 """Share of a site's largest rank-one term b_i a_i, by norm, up to which a term counts as dead."""
@@ -50,7 +49,9 @@ class SiteNumbers:
     gauge: float | None
 
 
-def measure(a: Float[Tensor, "*experts r d_in"], b: Float[Tensor, "*experts d_out r"], scale: float) -> SiteNumbers | None:
+def measure(
+    a: Float[torch.Tensor, "*experts r d_in"], b: Float[torch.Tensor, "*experts d_out r"], scale: float
+) -> SiteNumbers | None:
     """The figures of a site, None where its values or their squares are not finite; a zero delta has no singular values.
 
     All of it comes from the two Gram matrices A A^T and B^T B. Of fused experts, which have an axis of their own, norms and
@@ -97,8 +98,8 @@ def _together(experts: Sequence[SiteNumbers | None]) -> SiteNumbers | None:
 
 
 def _singular_values(
-    gram_a: Float[Tensor, "r r"], gram_b: Float[Tensor, "r r"], lengths_a: Float[Tensor, "r"]
-) -> Float[Tensor, "k"]:
+    gram_a: Float[torch.Tensor, "r r"], gram_b: Float[torch.Tensor, "r r"], lengths_a: Float[torch.Tensor, "r"]
+) -> Float[torch.Tensor, "k"]:
     """Singular values of B A above its numerical rank, descending.
 
     With unit rows, A A^T = W W^T and their lengths moved into B, they are the roots of the eigenvalues of W^T B^T B W. Moving
@@ -109,10 +110,10 @@ def _singular_values(
     values, vectors = torch.linalg.eigh(ratio(gram_a, outer))
     root = vectors * values.clamp_min(0).sqrt()
     s = torch.linalg.eigvalsh(root.mT @ (gram_b * outer) @ root).clamp_min(0).sqrt().flip(0)
-    return s[: int(nrank(s, s.shape * 2, torch.finfo(COMPUTE).eps))]
+    return s[: int(nrank(s, s.shape * 2, EPS))]
 
 
-def effective_rank(s: Float[Tensor, "k"]) -> float:
+def effective_rank(s: Float[torch.Tensor, "k"]) -> float:
     """exp(H(p)), p_i = s_i / sum(s), H(p) = -sum p_i log p_i: k for k equal singular values, 1 for one, 0 for none.
 
     Shapes: s (k,) positive.
@@ -124,7 +125,7 @@ def effective_rank(s: Float[Tensor, "k"]) -> float:
     return float(torch.special.entr(p).sum().exp())
 
 
-def not_finite(tensor: Tensor) -> NotFinite:
+def not_finite(tensor: torch.Tensor) -> NotFinite:
     """Count NaN and infinity; a tensor of whole numbers has none."""
     if not tensor.numel() or not tensor.is_floating_point():
         return NotFinite()

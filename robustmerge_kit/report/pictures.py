@@ -30,9 +30,9 @@ _LEAST_ROWS = 3
 """Room of a stack with few modules, so that a colour scale fits beside it."""
 
 _INK, _SOFT, _RULE = "#17212b", "#55626e", "#dbe1e7"
-_COLOURS = ("#0b5c8f", "#c05a00", "#2b7a5b", "#8a4a9e", "#7a6a00", "#b0325f", "#55626e", "#1a8aa8")
+COLOURS = ("#0b5c8f", "#c05a00", "#2b7a5b", "#8a4a9e", "#7a6a00", "#b0325f", "#55626e", "#1a8aa8")
 _DASHES = ("-", "--", ":", "-.")
-_SETTINGS: dict[Any, Any] = {
+SETTINGS: dict[Any, Any] = {
     "text.parse_math": False,  # a dollar sign in a name is a dollar sign
     "font.size": 9,
     "axes.titlesize": 10,
@@ -79,7 +79,7 @@ def write_pictures(report: Analysis, folder: Path) -> list[Path]:
         "factors.png": _factors,
     }
     written: list[Path] = []
-    with mpl.rc_context(_SETTINGS), warnings.catch_warnings():
+    with mpl.rc_context(SETTINGS), warnings.catch_warnings():
         # letters that the font lacks become boxes
         warnings.simplefilter("ignore")
         for name, draw in drawings.items():
@@ -103,9 +103,9 @@ def _pairs(report: Analysis) -> Figure | None:
     count = len(report.adapters)
     if count < 2:
         return None
-    names = [_label(facts.label, 22) for facts in report.adapters]
+    names = [label_of(facts.label, 22) for facts in report.adapters]
     side = max(2.6, 0.45 * count + 1.6)
-    drawing, axes = _sheet(1, 2, 2 * side + 1.6, side)
+    drawing, axes = sheet(1, 2, 2 * side + 1.6, side)
     cosine = _both(report.totals.pairs, count, lambda pair: pair.cosine)
     conflict = _both(report.totals.pairs, count, lambda pair: pair.sign_conflict)
     _matrix(axes[0], "cosine", names, cosine, _ramp(signed=True), 0.0)
@@ -141,11 +141,11 @@ def _angles(report: Analysis) -> Figure | None:
     pairs = [pair for pair in report.totals.pairs if pair.angles_left or pair.angles_right]
     if not pairs:
         return None
-    drawing, axes = _sheet(1, 2, 8.6, 3.2)
+    drawing, axes = sheet(1, 2, 8.6, 3.2)
     for index, pair in enumerate(pairs):
         name = f"{report.adapters[pair.first].label} × {report.adapters[pair.second].label}"
         for place, held in zip(axes, (pair.angles_left, pair.angles_right), strict=True):
-            _curve(place, range(1, len(held) + 1), held, index, _label(name, 48))
+            _curve(place, range(1, len(held) + 1), held, index, label_of(name, 48))
     for place, side in zip(axes, ("outputs (left directions)", "inputs (right directions)"), strict=True):
         place.set(
             title=f"principal angles, {side}", xlabel="k-th angle", ylabel="degrees", ylim=(0, 90), yticks=(0, 30, 60, 90)
@@ -165,7 +165,7 @@ def _layers(report: Analysis) -> Figure | None:
     figures: list[tuple[str, list[float | None], bool]] = [
         ("least cosine of two adapters", [_least_cosine(site) for site in report.sites], True),
         (
-            f"destroyed by {_label(report.methods[0].label, 40)}, mean over the adapters",
+            f"destroyed by {label_of(report.methods[0].label, 40)}, mean over the adapters",
             [_destroyed(site) for site in report.sites],
             False,
         ),
@@ -174,7 +174,7 @@ def _layers(report: Analysis) -> Figure | None:
     if not known:
         return None
     heights = [max(_LEAST_ROWS, min(MOST_ROWS, len(panel.modules))) + 2.0 for _ in known for panel in panels]
-    drawing, axes = _sheet(len(heights), 1, 9.0, 0.17 * sum(heights) + 0.4, heights)
+    drawing, axes = sheet(len(heights), 1, 9.0, 0.17 * sum(heights) + 0.4, heights)
     widest = max(12, *(len(panel.layers) for panel in panels))
     for at, (title, values, signed) in enumerate(known):
         places = axes[at * len(panels) : (at + 1) * len(panels)]
@@ -186,12 +186,12 @@ def _layers(report: Analysis) -> Figure | None:
             _name_cells(place, panel)
             place.set_xlim(-0.5, widest - 0.5)
             place.set_title(
-                _label(panel.name or "outside the layers", 60) if len(panels) > 1 else "", fontsize=8, fontweight="normal"
+                label_of(panel.name or "outside the layers", 60) if len(panels) > 1 else "", fontsize=8, fontweight="normal"
             )
             colours = drawing.colorbar(drawn, ax=place, fraction=0.03, pad=0.01, aspect=8) if place is places[0] else None
             if colours is not None:
                 colours.ax.tick_params(labelsize=7)
-        places[0].set_title(f"{title}, {_label(panels[0].name, 60)}" if panels[0].name else title)
+        places[0].set_title(f"{title}, {label_of(panels[0].name, 60)}" if panels[0].name else title)
     return drawing
 
 
@@ -208,8 +208,8 @@ def _table(panel: Panel, values: Sequence[float | None]) -> list[list[float]]:
 def _name_cells(axes: Axes, panel: Panel) -> None:
     rows = panel.modules[:MOST_ROWS]
     step = max(1, math.ceil(len(panel.layers) / 24))
-    axes.set_xticks(range(0, len(panel.layers), step), [_label(layer, 8) for layer in panel.layers[::step]])
-    axes.set_yticks(range(len(rows)), [_label(name, 26) for name in rows])
+    axes.set_xticks(range(0, len(panel.layers), step), [label_of(layer, 8) for layer in panel.layers[::step]])
+    axes.set_yticks(range(len(rows)), [label_of(name, 26) for name in rows])
     axes.tick_params(labelsize=7)
     _bare(axes)
 
@@ -233,14 +233,14 @@ def _directions(report: Analysis) -> Figure | None:
     merges = report.totals.merges
     if not any(task for merge in merges for task in merge.tasks):
         return None
-    names = [_label(facts.label, 22) for facts in report.adapters]
+    names = [label_of(facts.label, 22) for facts in report.adapters]
     ratios = [
         direction.ratio for merge in merges for task in merge.tasks if task for direction in (task.top, task.rest) if direction
     ]
     most = max(1.25, *ratios)
     least = max(most * 1e-3, min([0.8, *(value for value in ratios if value > 0)]))
     high = 0.22 * len(names) + 0.5
-    drawing, axes = _sheet(len(merges), 2, 9.0, high * len(merges) + 0.9)
+    drawing, axes = sheet(len(merges), 2, 9.0, high * len(merges) + 0.9)
     for index, (method, merge) in enumerate(zip(report.methods, merges, strict=True)):
         cosine, ratio = axes[2 * index], axes[2 * index + 1]
         for row, task in enumerate(merge.tasks):
@@ -249,14 +249,14 @@ def _directions(report: Analysis) -> Figure | None:
             for direction, filled in ((task.top, True), (task.rest, False)):
                 if direction is None:
                     continue
-                for value, colour in ((direction.left, _COLOURS[0]), (direction.right, _COLOURS[1])):
+                for value, colour in ((direction.left, COLOURS[0]), (direction.right, COLOURS[1])):
                     _dot(cosine, value, row, colour, filled)
-                _dot(ratio, max(least, direction.ratio), row, _COLOURS[0], filled)
+                _dot(ratio, max(least, direction.ratio), row, COLOURS[0], filled)
         cosine.set_yticks(range(len(names)), names)
         ratio.set_yticks(range(len(names)), [""] * len(names))
         for place in (cosine, ratio):
             place.set_ylim(len(names) - 0.5, -0.5)
-        cosine.set(title=_label(method.label, 40), xlim=(-0.02, 1.02))
+        cosine.set(title=label_of(method.label, 40), xlim=(-0.02, 1.02))
         ratio.set(xscale="log", xlim=(least / 1.1, most * 1.1))
         ratio.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         ratio.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -267,7 +267,7 @@ def _directions(report: Analysis) -> Figure | None:
     axes[-2].set_xlabel("|cosine| with the merged direction")
     axes[-1].set_xlabel("merged / original singular value")
     marks = (("top, output", 0, True), ("top, input", 1, True), ("rest, output", 0, False), ("rest, input", 1, False))
-    handles = [_dot(axes[0], math.nan, math.nan, _COLOURS[colour], filled, label) for label, colour, filled in marks]
+    handles = [_dot(axes[0], math.nan, math.nan, COLOURS[colour], filled, label) for label, colour, filled in marks]
     drawing.legend(handles=handles, loc="outside upper right", ncols=4)
     return drawing
 
@@ -284,9 +284,9 @@ def _energy(report: Analysis) -> Figure | None:
     ]
     if not held:
         return None
-    drawing, (axes,) = _sheet(1, 1, 5.4, 3.6)
+    drawing, (axes,) = sheet(1, 1, 5.4, 3.6)
     for index, (name, energy) in enumerate(held):
-        _curve(axes, range(len(energy) + 1), (0.0, *energy), index, _label(name, 40))
+        _curve(axes, range(len(energy) + 1), (0.0, *energy), index, label_of(name, 40))
     axes.axhline(0.9, color=_SOFT, lw=0.8, ls=(0, (3, 3)))
     axes.set(
         title="energy kept by the first directions",
@@ -355,10 +355,10 @@ def _small_multiples(
         return None
     columns = min(3, len(known))
     rows = math.ceil(len(known) / columns)
-    drawing, axes = _sheet(rows, columns, 3.1 * columns, 2.5 * rows + 0.3)
+    drawing, axes = sheet(rows, columns, 3.1 * columns, 2.5 * rows + 0.3)
     for place, (name, update) in zip(axes, known, strict=False):
         draw(place, update)
-        place.set_title(_label(name, 34))
+        place.set_title(label_of(name, 34))
     for index, place in enumerate(axes):
         if index >= len(known):
             place.set_axis_off()
@@ -375,7 +375,7 @@ def _small_multiples(
 # --- paper and pens ---------------------------------------------------------------------------------------------------
 
 
-def _sheet(
+def sheet(
     rows: int, columns: int, width: float, height: float, heights: Sequence[float] | None = None
 ) -> tuple[Figure, list[Axes]]:
     from matplotlib.figure import Figure
@@ -386,12 +386,12 @@ def _sheet(
 
 
 def _curve(axes: Axes, x: Sequence[float], y: Sequence[float], index: int, label: str) -> None:
-    axes.plot(x, y, color=_COLOURS[index % len(_COLOURS)], ls=_DASHES[index % len(_DASHES)], lw=1.4, label=label)
+    axes.plot(x, y, color=COLOURS[index % len(COLOURS)], ls=_DASHES[index % len(_DASHES)], lw=1.4, label=label)
 
 
 def _shared_legend(drawing: Figure, axes: Axes, lines: int) -> None:
     """One legend for all charts; more than eight lines cannot be told apart by one."""
-    if lines <= len(_COLOURS):
+    if lines <= len(COLOURS):
         drawing.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=min(3, lines))
 
 
@@ -412,7 +412,7 @@ def _bare(axes: Axes) -> None:
         side.set_visible(False)
 
 
-def _label(text: str, most: int) -> str:
+def label_of(text: str, most: int) -> str:
     """A name as the font can draw it, at most so many letters, the middle left out."""
     shown = _NOT_TEXT.sub("\N{REPLACEMENT CHARACTER}", text)
     return shown if len(shown) <= most else f"{shown[: most // 2]}…{shown[-(most // 2 - 1) :]}"

@@ -6,14 +6,20 @@ header, bytes are read when `read` is called. Reading needs no torch until then,
 
 from __future__ import annotations
 
+import time
+from functools import lru_cache
 from pathlib import Path
 
+from ..digests import SETTLED
 from .clone import ShardClone, copy_file
 from .impostors import refuse_impostor_file
-from .pickled import open_pickle, surely_holds, write_pickle
+from .pickled import open_pickle, write_pickle
 from .stored import HEADER_LIMIT, is_safetensors, map_safetensors, open_safetensors, read_scalar, will_read
 from .tensors import ITEMSIZE, Shard, TensorRef, TensorSpec, bytes_of
 from .writer import ShardWriter
+
+OPENED = 256
+"""Files whose headers one process remembers: many recipes over the same adapters and base read each once."""
 
 __all__ = [
     "HEADER_LIMIT",
@@ -31,7 +37,6 @@ __all__ = [
     "open_tensors",
     "read_scalar",
     "refuse_impostor_file",
-    "surely_holds",
     "will_read",
     "write_pickle",
 ]
@@ -40,8 +45,24 @@ __all__ = [
 def open_tensors(path: Path) -> Shard:
     """Open a tensor file by its content: safetensors, else torch's pickle formats (tensors only, nothing is executed).
 
+    The headers of the last OPENED files are remembered while the files stay the same.
+
     Raises: InputError for everything that is not a whole, well-formed tensor file.
     """
+    try:
+        state = path.stat()
+    except OSError:
+        return _open(path)
+    settled = time.time() - state.st_ctime > SETTLED
+    return _remembered(path, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns) if settled else _open(path)
+
+
+@lru_cache(maxsize=OPENED)
+def _remembered(path: Path, *state: int) -> Shard:
+    return _open(path)
+
+
+def _open(path: Path) -> Shard:
     if path.suffix == ".safetensors" or is_safetensors(path):
         return open_safetensors(path)
     return open_pickle(path)

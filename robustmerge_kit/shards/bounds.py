@@ -10,9 +10,8 @@ from typing import BinaryIO
 
 from ..errors import InputError
 from .impostors import AGAIN
+from .zipped import PICKLE_LIMIT
 
-PICKLE_LIMIT = 64 << 20
-"""Bytes of the largest pickle inside a torch file; one tensor needs about 300."""
 TUPLE_LIMIT = 1000
 """Values in one tuple with everything inside written out. Hashing one walks all of it, on the C stack."""
 

@@ -5,18 +5,13 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import OutputError
+from .placed import PlacedTensors
 from .stored import offset_of
-from .tensors import ITEMSIZE, Shard, bytes_of
-
-if TYPE_CHECKING:
-    import torch
-
-T = TypeVar("T")
+from .tensors import ITEMSIZE, Shard
 
 _FICLONE = 0x40049409
 _CHUNK = 64 << 20
@@ -58,8 +53,8 @@ def _copy_around(source: Path, target: Path, holes: Sequence[tuple[int, int]]) -
         raise OutputError.from_os(error, target) from error
 
 
-class ShardClone:
-    """A copy of `source` at `path`; tensors are overwritten in any order, from any thread, with their own dtype and shape.
+class ShardClone(PlacedTensors):
+    """A copy of `source` at `path`; tensors are overwritten with their own dtype and shape.
 
     rewritten: elements of tensors that will be overwritten for certain, as disjoint (start, end); they need not be copied.
     again: go on with a copy that an earlier one left.
@@ -68,60 +63,18 @@ class ShardClone:
     def __init__(
         self, path: Path, source: Shard, rewritten: Mapping[str, Sequence[tuple[int, int]]], again: bool = False
     ) -> None:
-        self.path = path
-        self._source = source
+        places = {name: (ref.spec, offset_of(ref)) for name, ref in source.tensors.items()}
         if not again:
-            spans = [
-                (self._offset(name, start), self._offset(name, end)) for name in rewritten for start, end in rewritten[name]
-            ]
+            spans: list[tuple[int, int]] = []
+            for name, ranges in rewritten.items():
+                spec, offset = places[name]
+                size = ITEMSIZE[spec.dtype]
+                spans += [(offset + start * size, offset + end * size) for start, end in ranges]
             _copy_around(source.path, path, sorted(spans))
-        self._fd = self._guard(lambda: os.open(path, os.O_RDWR | os.O_CLOEXEC))
-
-    def write_flat(self, name: str, start: int, tensor: torch.Tensor) -> None:
-        """Overwrite consecutive elements of a tensor, from element `start` of the flattened one.
-
-        Raises: OutputError when the disk refuses; ValueError when dtype or place are not those stored.
-        """
-        spec = self._source.tensors[name].spec
-        if start + tensor.numel() > spec.numel or str(tensor.dtype) != f"torch.{spec.dtype}":
-            raise ValueError(f"{name}: got {tensor.numel()} of {tensor.dtype} at {start}, stored {spec.dtype} {spec.shape}")
-        data, offset, done = bytes_of(tensor), self._offset(name, start), 0
-        while done < len(data):
-            done += self._guard(lambda: os.pwrite(self._fd, data[done:], offset + done))  # noqa: B023
-
-    def read_flat(self, name: str, start: int, stop: int) -> bytes:
-        """What lies in the copy where elements start to stop of a tensor belong."""
-        size = ITEMSIZE[self._source.tensors[name].spec.dtype]
-        return os.pread(self._fd, (stop - start) * size, self._offset(name, start))
+        super().__init__(path, places, create=False)
 
     def finish(self, name: str) -> None:
         """Nothing to do: every tensor of a copy is there from the start."""
-
-    def close(self) -> None:
-        """Bring everything to the disk and close.
-
-        Raises: OutputError when the disk refuses.
-        """
-        try:
-            self._guard(lambda: os.fsync(self._fd))
-        finally:
-            self.abandon()
-
-    def abandon(self) -> None:
-        """Close the file without a word about its content."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-    def _offset(self, name: str, start: int) -> int:
-        ref = self._source.tensors[name]
-        return offset_of(ref) + start * ITEMSIZE[ref.spec.dtype]
-
-    def _guard(self, action: Callable[[], T]) -> T:
-        try:
-            return action()
-        except OSError as error:
-            raise OutputError.from_os(error, self.path) from error
 
 
 def _share(reader: int, writer: int) -> bool:

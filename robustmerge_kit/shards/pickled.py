@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import struct
-import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +12,7 @@ from ..errors import InputError, OutputError
 from .bounds import check_archive, check_legacy
 from .impostors import AGAIN, refuse_impostor_file
 from .tensors import ITEMSIZE, Shard, TensorRef, TensorSpec, check_names
+from .zipped import open_plain
 
 if TYPE_CHECKING:
     import torch
@@ -43,32 +42,11 @@ class _LoadedTensor:
         return self.read().view(-1)[start:stop]
 
 
-def surely_holds(path: Path, names: Iterable[str]) -> bool:
-    """Whether a zipped pickle provably holds tensors of exactly these names; False when it does not or cannot be told quickly.
-
-    Every name stands in the pickle as text, and there are as many stored tensors as names. Unpickling thousands of tensors to
-    compare key sets would cost more than a merge.
-    """
-    wanted = [name.encode() for name in names]
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.namelist()
-            (pickle,) = (member for member in members if member.endswith("/data.pkl"))
-            if sum("/data/" in member for member in members) != len(wanted) or archive.getinfo(pickle).file_size > 64 << 20:
-                return False
-            text = archive.read(pickle)
-    except (OSError, ValueError, zipfile.BadZipFile):
-        return False
-    return all(b"X" + struct.pack("<I", len(name)) + name in text for name in wanted)
-
-
 def open_pickle(path: Path) -> Shard:
-    """Open a `.bin` or `.pt` file with torch's tensors-only unpickler, mapped into memory where its format allows it.
+    """Open a `.bin` or `.pt` file: without torch where that can be, else by its tensors-only unpickler, mapped into memory.
 
     Raises: InputError when the file is not a dictionary of tensors; nothing in it is ever executed.
     """
-    import torch
-
     where = str(path)
     refuse_impostor_file(path)
     notes: tuple[str, ...] = ()
@@ -81,10 +59,15 @@ def open_pickle(path: Path) -> Shard:
             "is neither safetensors nor a torch file", where=where, hint="give the adapter's folder or its weights"
         )
     if zipped:
+        plain = open_plain(path)
+        if plain is not None:
+            return _checked(Shard(path, plain), size)
         check_archive(path)
     else:
         check_legacy(path)
         notes = (f"{path.name}: saved before torch 1.6; it cannot be mapped and is read whole",)
+    import torch
+
     try:
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # the unpickler raises whatever the hostile or broken stream provokes
@@ -118,11 +101,17 @@ def open_pickle(path: Path) -> Shard:
         if value.numel() * value.element_size() > size:
             raise InputError(f"tensor {name}: {list(value.shape)} of {dtype} is larger than the whole file", where=where)
         tensors[name] = _LoadedTensor(TensorSpec(name, dtype, tuple(value.shape)), path, value)
-    check_names(tensors.keys(), where)
-    total = sum(ref.spec.nbytes for ref in tensors.values())
+    return _checked(Shard(path, tensors, {}, notes), size)
+
+
+def _checked(shard: Shard, size: int) -> Shard:
+    """A shard whose names are sound and whose tensors do not share the file's bytes without end."""
+    where = str(shard.path)
+    check_names(shard.tensors.keys(), where)
+    total = sum(ref.spec.nbytes for ref in shard.tensors.values())
     if total > MOST_SHARING * size:
         raise InputError(f"its tensors would fill {total} bytes, the whole file has {size}", where=where)
-    return Shard(path, tensors, {}, notes)
+    return shard
 
 
 def write_pickle(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:

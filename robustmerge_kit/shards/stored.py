@@ -32,7 +32,7 @@ def is_safetensors(path: Path) -> bool:
     return len(head) == 9 and head[8:] == b"{" and struct.unpack("<Q", head[:8])[0] <= HEADER_LIMIT
 
 
-class _OpenFile:
+class OpenFile:
     """A file descriptor that is opened on first use and closed with its last reference."""
 
     def __init__(self, path: Path) -> None:
@@ -67,9 +67,9 @@ class _OpenFile:
 
 
 @dataclass(frozen=True)
-class _StoredTensor:
+class StoredTensor:
     spec: TensorSpec
-    file: _OpenFile
+    file: OpenFile
     offset: int
 
     @property
@@ -103,13 +103,13 @@ class _StoredTensor:
 
 def offset_of(ref: TensorRef) -> int:
     """Where a tensor of a safetensors file begins, in bytes from the start of the file."""
-    assert isinstance(ref, _StoredTensor)
+    assert isinstance(ref, StoredTensor)
     return ref.offset
 
 
 def will_read(ref: TensorRef) -> None:
     """Tell the system that a tensor is needed soon, so that the disk works while other things are computed."""
-    if isinstance(ref, _StoredTensor):
+    if isinstance(ref, StoredTensor):
         ref.file.will_read(ref.offset, ref.spec.nbytes)
 
 
@@ -149,13 +149,13 @@ def open_safetensors(path: Path) -> Shard:
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise InputError("has header metadata that is not a map of text to text", where=where, hint=AGAIN)
     data_start = 8 + length
-    opened = _OpenFile(path)
+    opened = OpenFile(path)
     spans: list[tuple[int, int, str]] = []
     tensors: dict[str, TensorRef] = {}
     for name, entry in entries.items():
         spec, begin, end = _check_entry(name, entry, where)
         spans.append((begin, end, name))
-        tensors[name] = _StoredTensor(spec, opened, data_start + begin)
+        tensors[name] = StoredTensor(spec, opened, data_start + begin)
     _check_spans(spans, size - data_start, where)
     return Shard(path, tensors, metadata)
 
@@ -231,7 +231,7 @@ def read_scalar(ref: TensorRef) -> float:
     spec = ref.spec
     if spec.numel != 1 or spec.dtype not in (*_SCALAR_FORMATS, "bfloat16"):
         raise InputError(f"is {spec.dtype} {list(spec.shape)}, not one number", where=ref.where)
-    if not isinstance(ref, _StoredTensor):
+    if not isinstance(ref, StoredTensor):
         return float(ref.read())
     data = bytearray(spec.nbytes)
     ref.file.read_into(memoryview(data), ref.offset)

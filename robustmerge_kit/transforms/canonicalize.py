@@ -13,7 +13,6 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from ..factors import FactorStack, LowRank, decompose
 from ..method import Params
@@ -44,7 +43,7 @@ def canonicalize(stack: FactorStack, params: Canonicalize) -> FactorStack:
     )
 
 
-def _balanced(b: Tensor, a: Tensor, c: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _balanced(b: torch.Tensor, a: torch.Tensor, c: float | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     size_a, size_b = (torch.linalg.matrix_norm(x.double()) for x in (a, b))
     known = torch.as_tensor(c, dtype=torch.float64, device=b.device)
     lengthen = (known.abs() * size_b / torch.where(size_a > 0, size_a, 1.0)).sqrt()
@@ -52,7 +51,7 @@ def _balanced(b: Tensor, a: Tensor, c: float | Tensor) -> tuple[Tensor, Tensor, 
     return b, a.double() * lengthen[..., None, None], known / lengthen
 
 
-def _singular(b: Tensor, a: Tensor, c: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _singular(b: torch.Tensor, a: torch.Tensor, c: float | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     cut = decompose(LowRank(b.double(), a.double())).cut(a.shape[-2])
     known = torch.as_tensor(c, dtype=torch.float64, device=b.device)
     root = known.abs().sqrt()

@@ -18,7 +18,6 @@ from typing import Annotated, Literal
 import torch
 from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor
 
 from .. import factors
 from ..factors import Core, FactorStack, Spectral
@@ -70,18 +69,18 @@ def rescale(delta: Spectral, core: Core, params: RescaleOutput) -> Spectral:
     return lengthened(delta, measures[params.to])
 
 
-def scaled(stack: FactorStack, by: Float[Tensor, "*batch n"]) -> FactorStack:
+def scaled(stack: FactorStack, by: Float[torch.Tensor, "*batch n"]) -> FactorStack:
     """The stack whose deltas are multiplied; factors stay untouched, so that shared ones stay shared."""
     each = tuple(c * by[..., t] for t, c in enumerate(stack.coefficients))
     return replace(stack, coefficients=each if stack.batch else tuple(float(c) for c in each))
 
 
-def lengthened(delta: Spectral, to: Float[Tensor, "*batch"]) -> Spectral:
+def lengthened(delta: Spectral, to: Float[torch.Tensor, "*batch"]) -> Spectral:
     """The delta brought to a Frobenius norm; zero stays zero."""
     return replace(delta, s=delta.s * factors.ratio(to, factors.norm(delta))[..., None])
 
 
-def _median(x: Tensor) -> Tensor:
+def _median(x: torch.Tensor) -> torch.Tensor:
     return torch.quantile(x, 0.5, dim=-1, keepdim=True)
 
 

@@ -15,7 +15,6 @@ from dataclasses import replace
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from ..factors import FactorStack, Spectral, core, ratio
 from ..method import Params
@@ -41,7 +40,7 @@ def calibrate(stack: FactorStack, params: Pico) -> FactorStack:
     return replace(stack, b=tuple(x.to(stack.dtype) for x in b))
 
 
-def restore(delta: Spectral, norms: Float[Tensor, "*batch n"]) -> Spectral:
+def restore(delta: Spectral, norms: Float[torch.Tensor, "*batch n"]) -> Spectral:
     """Give the merged delta the mean norm the adapters had."""
     return lengthened(delta, norms.mean(-1))
 

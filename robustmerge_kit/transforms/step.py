@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from ..factors import Core, FactorStack, Spectral
 from ..method import Params
@@ -33,7 +33,7 @@ class Pre(Step):
     """
 
     apply: Callable[[FactorStack, Any], FactorStack]
-    restore: Callable[[Spectral, Float[Tensor, "*batch n"]], Spectral] | None = None
+    restore: Callable[[Spectral, Float[torch.Tensor, "*batch n"]], Spectral] | None = None
     split_dependent: bool = False
 
 

@@ -18,7 +18,6 @@ from typing import Annotated
 import torch
 from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor
 
 from ..factors import Core, Spectral, ratio
 from ..method import Params
@@ -49,7 +48,7 @@ def calibrate(delta: Spectral, core: Core, params: Svc) -> Spectral:
     return delta.with_values(delta.s * len(core) / total)
 
 
-def coordinates(delta: Spectral, core: Core) -> tuple[Float[Tensor, "*batch q_b k"], Float[Tensor, "*batch q_a k"]]:
+def coordinates(delta: Spectral, core: Core) -> tuple[Float[torch.Tensor, "*batch q_b k"], Float[torch.Tensor, "*batch q_a k"]]:
     """The singular vectors of the delta in the bases of the core; what lies outside them is orthogonal to every D_t."""
     u = delta.u if delta.q_b is core.q_b else core.q_b.double().mT @ (delta.q_b.double() @ delta.u)
     v = delta.v if delta.q_a is core.q_a else core.q_a.double().mT @ (delta.q_a.double() @ delta.v)

@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from .expected import ByRows
 from .stack import Stack
 
-Draw = Callable[[int, str, int, Tensor], Tensor]
+Draw = Callable[[int, str, int, torch.Tensor], torch.Tensor]
 """(adapter of the stack, purpose, first row, like) -> the keyed random numbers of these rows."""
 
 SLACK = 1e-6
@@ -32,10 +31,10 @@ class Kept:
     the largest magnitude the entry can then have.
     """
 
-    x: Tensor
-    noise: Tensor
-    doubt: Tensor
-    most: Tensor
+    x: torch.Tensor
+    noise: torch.Tensor
+    doubt: torch.Tensor
+    most: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def elementwise(method: str, site: Site) -> ByRows | None:
 
 def magnitudes(site: Site, prune: Prune, t: int) -> tuple[np.ndarray[Any, np.dtype[np.float64]], float]:
     """All magnitudes of an adapter, unsorted, and the largest noise among them."""
-    parts: list[Tensor] = []
+    parts: list[torch.Tensor] = []
     most = 0.0
     for start, stop in site.tiles():
         kept = prune(t, start, stop)
@@ -115,7 +114,9 @@ def trimmed(site: Site, prune: Prune, densities: Sequence[float], kth: bool = Fa
     return make
 
 
-def dropped(site: Site, probability: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]], purpose: str) -> Prune:
+def dropped(
+    site: Site, probability: Callable[[int, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]], purpose: str
+) -> Prune:
     """Entries whose keyed random number lies below their probability, rescaled as the settings say.
 
     probability: (adapter, x, noise) -> the least and the largest it may be in float32.
@@ -151,21 +152,21 @@ def dropped(site: Site, probability: Callable[[int, Tensor, Tensor], tuple[Tenso
     return stretched
 
 
-def _constant(site: Site) -> Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]:
+def _constant(site: Site) -> Callable[[int, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
     densities = site.density()
 
-    def probability(t: int, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def probability(t: int, x: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         p = torch.full_like(x, densities[t])
         return p, p
 
     return probability
 
 
-def _by_place(site: Site) -> Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]:
+def _by_place(site: Site) -> Callable[[int, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
     """DELLA: the chance grows with the place of a magnitude in its row."""
     densities, epsilon = site.density(), float(site.settings["epsilon"])
 
-    def probability(t: int, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def probability(t: int, x: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         density, m = densities[t], x.shape[1]
         if density == 1 or m == 1:
             p = torch.full_like(x, density)
@@ -176,7 +177,7 @@ def _by_place(site: Site) -> Callable[[int, Tensor, Tensor], tuple[Tensor, Tenso
         first = torch.searchsorted(ascending, size - around)
         last = torch.searchsorted(ascending, size + around, right=True) - 1
 
-        def chance(place: Tensor) -> Tensor:
+        def chance(place: torch.Tensor) -> torch.Tensor:
             return density - epsilon + 2 * epsilon * place.double() / (m - 1)
 
         return chance(first) - 1e-7, chance(last) + 1e-7
@@ -208,7 +209,7 @@ def between(site: Site) -> Prune:
 
 # --- how it is put together ---------------------------------------------------------------------------------------------
 
-Rows = tuple[Tensor, Tensor, int]
+Rows = tuple[torch.Tensor, torch.Tensor, int]
 Make = Callable[[int, int], Rows]
 
 
@@ -248,11 +249,11 @@ def elected(site: Site, prune: Prune, normalize: bool) -> Make:
     return make
 
 
-def _any(each: Sequence[Kept]) -> Tensor:
+def _any(each: Sequence[Kept]) -> torch.Tensor:
     return torch.stack([k.doubt for k in each]).any(0)
 
 
-def _sum(parts: Any) -> Tensor:
+def _sum(parts: Any) -> torch.Tensor:
     return torch.stack(list(parts)).sum(0)
 
 
@@ -275,7 +276,7 @@ def _sce(site: Site) -> Make:
     stack, density, gain = site.stack, float(site.settings["density"]), float(site.settings["gain"])
     least, around = -1.0, 0.0
 
-    def variance(start: int, stop: int) -> tuple[Tensor, Tensor]:
+    def variance(start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
         x = torch.stack([stack.rows(t, start, stop) for t in range(len(stack))])
         found = torch.where((x == x[0]).all(0), 0.0, x.var(0, correction=0))
         noise = torch.stack([stack.noise(t, start, stop) for t in range(len(stack))]).amax(0)
@@ -330,14 +331,14 @@ def _pcb(site: Site) -> Make:
         bottom, top = (flat[min(max(place, 0), flat.size - 1)] for place in places)
         return float(bottom), float(top)
 
-    def within(x: Tensor, limits: tuple[float, float]) -> Tensor:
+    def within(x: torch.Tensor, limits: tuple[float, float]) -> torch.Tensor:
         return x.clamp_min(limits[0]).clamp_max(limits[1])
 
-    def stretched(x: Tensor, limits: tuple[float, float]) -> Tensor:
+    def stretched(x: torch.Tensor, limits: tuple[float, float]) -> torch.Tensor:
         low, high = limits
         return (x - low) / (high - low) if high > low else torch.zeros_like(x)
 
-    def score(t: int, x: Tensor, total: Tensor) -> Tensor:
+    def score(t: int, x: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
         own = stretched(within(x.abs(), sizes[t]), sizes[t])
         return torch.exp(n * own**2) * torch.tanh(x * total)
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..draws import KeyedDraws
 from ..plan import SiteStep
@@ -80,7 +79,7 @@ def _merge(step: SiteStep, stack: Stack, settings: dict[str, Any], keys: Keys, t
     if step.method.kind == "elementwise" and step.space is not None and step.space[0] == "full":
         draws = keys.draws(step.site, stack)
 
-        def draw(t: int, purpose: str, row: int, like: Tensor) -> Tensor:
+        def draw(t: int, purpose: str, row: int, like: torch.Tensor) -> torch.Tensor:
             return draws.at_row(row).uniform(t, purpose, like)
 
         total = sum(stack.weights) + sum(weight for _, weight in stack.absent)
@@ -108,7 +107,7 @@ def _combination(name: str, stack: Stack, settings: dict[str, Any], tile: int) -
             unit = 2.0**-22 if stack.coarse else 2.0**-48
             return Factored(b, a, noise_b=b.abs() * unit, noise_a=a.abs() * unit, coarse=stack.coarse)
 
-        def added(start: int, stop: int) -> tuple[Tensor, Tensor, int]:
+        def added(start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor, int]:
             each = [(stack.rows(t, start, stop), stack.noise(t, start, stop)) for t in range(len(stack))]
             values, noise = (torch.stack(list(part)).sum(0) for part in zip(*each, strict=True))
             return factor * values, abs(factor) * 4 * noise, 0
@@ -121,7 +120,7 @@ def _combination(name: str, stack: Stack, settings: dict[str, Any], tile: int) -
 
 
 def _filter_wise(stack: Stack, settings: dict[str, Any]) -> ByRows:
-    def make(start: int, stop: int) -> tuple[Tensor, Tensor, int]:
+    def make(start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor, int]:
         d = [stack.rows(t, start, stop).numpy() for t in range(len(stack))]
         d += [np.zeros_like(d[0])] * len(stack.absent)
         values = torch.from_numpy(oracles.model_stock(d, [1.0] * len(d), filter_wise=True))
@@ -169,7 +168,9 @@ def _on_matrices(
     return Factored(left @ result, right.T, spread, coarse=stack.coarse)
 
 
-def spans(stack: Stack, more: Sequence[tuple[Tensor, Tensor]] = ()) -> tuple[Tensor, Tensor, list[Matrix]]:
+def spans(
+    stack: Stack, more: Sequence[tuple[torch.Tensor, torch.Tensor]] = ()
+) -> tuple[torch.Tensor, torch.Tensor, list[Matrix]]:
     """P, Q and matrices M_t with D_t = P M_t Q^T: unit matrices and the deltas themselves where they are small or depend on
     the base, else orthonormal bases of all columns of B and of all rows of A. `more`: factors b, a whose spans are included.
     """
@@ -183,7 +184,7 @@ def spans(stack: Stack, more: Sequence[tuple[Tensor, Tensor]] = ()) -> tuple[Ten
     return left, right, [m.numpy() for m in small]
 
 
-def _basis(x: Tensor) -> Tensor:
+def _basis(x: torch.Tensor) -> torch.Tensor:
     """An orthonormal basis of the columns, each taken at unit length so that weak ones count."""
     length = x.norm(dim=0)
     u, s, _ = torch.linalg.svd(x[:, length > 0] / length[length > 0], full_matrices=False)

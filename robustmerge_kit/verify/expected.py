@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from torch import Tensor
 
 from .records import CheckedBy
 from .stack import UNIT
@@ -28,11 +27,11 @@ class Factored:
     Shapes: b (d_out, k), a (k, d_in), float64; noise_b and noise_a alike.
     """
 
-    b: Tensor
-    a: Tensor
+    b: torch.Tensor
+    a: torch.Tensor
     spread: float = 0.0
-    noise_b: Tensor | None = None
-    noise_a: Tensor | None = None
+    noise_b: torch.Tensor | None = None
+    noise_a: torch.Tensor | None = None
     coarse: bool = True
     by: CheckedBy = "independent"
 
@@ -51,7 +50,7 @@ class Factored:
         norm2 = float(((self.b.T @ self.b) * (self.a @ self.a.T)).sum())
         return (max(norm2, 0.0) / max(1, self.b.shape[0] * self.a.shape[1])) ** 0.5
 
-    def rows(self, start: int, stop: int) -> tuple[Tensor, Tensor, int]:
+    def rows(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor, int]:
         """Rows of D, how far from them float32 arithmetic may be, and how many of them are undecided."""
         b = self.b[start:stop]
         unit = UNIT if self.coarse else UNIT**2
@@ -79,7 +78,7 @@ class Factored:
         return Factored(u[:, :k] * root, root[:, None] * v[:, :k].T, spread, coarse=self.coarse, by=self.by)
 
     @cached_property
-    def spectrum(self) -> tuple[Tensor, Tensor, Tensor]:
+    def spectrum(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """U, S, V of D."""
         q, r = torch.linalg.qr(self.b)
         p, l = torch.linalg.qr(self.a.T)  # noqa: E741 - the two triangles
@@ -91,7 +90,7 @@ class Factored:
         return float(self.spectrum[1][k:].norm())
 
 
-def _turned(x: Tensor | None) -> Tensor | None:
+def _turned(x: torch.Tensor | None) -> torch.Tensor | None:
     return None if x is None else x.T
 
 
@@ -103,12 +102,12 @@ class ByRows:
     """
 
     shape: tuple[int, int]
-    make: Callable[[int, int], tuple[Tensor, Tensor, int]]
+    make: Callable[[int, int], tuple[torch.Tensor, torch.Tensor, int]]
     by: CheckedBy = "independent"
     tolerance: float = 1e-4
     sharp: bool = True
 
-    def rows(self, start: int, stop: int) -> tuple[Tensor, Tensor, int]:
+    def rows(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor, int]:
         return self.make(start, stop)
 
     def transposed(self) -> Expected:
@@ -122,7 +121,7 @@ class ByRows:
         )
 
     @cached_property
-    def spectrum(self) -> tuple[Tensor, Tensor, Tensor]:
+    def spectrum(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """U, S, V of the whole delta."""
         values = self.make(0, self.shape[0])[0]
         u, s, vh = torch.linalg.svd(values, full_matrices=False)
@@ -135,7 +134,7 @@ class ByRows:
         return Factored(u[:, :k] * root, root[:, None] * v[:, :k].T, 1e-3, by=self.by)
 
     @cached_property
-    def values(self) -> Tensor:
+    def values(self) -> torch.Tensor:
         """The squares of the singular values, descending, from the smaller Gram matrix."""
         made = self.make(0, self.shape[0])[0]
         gram = made @ made.T if made.shape[0] <= made.shape[1] else made.T @ made

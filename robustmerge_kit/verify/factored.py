@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from .expected import ByRows, Expected, Factored
 from .precision import first_beyond, half_step, unit, worst_share
@@ -29,8 +28,8 @@ class Written:
     Shapes: b (d_out, k), a (k, d_in), float64.
     """
 
-    b: Tensor
-    a: Tensor
+    b: torch.Tensor
+    a: torch.Tensor
     dtype: str
 
     @property
@@ -106,7 +105,7 @@ class _Sums:
     worst: float = 0.0
     undecided: int = 0
     first: str | None = None
-    through_a: Tensor | None = None
+    through_a: torch.Tensor | None = None
 
 
 def _sharp(expected: Expected) -> bool:
@@ -164,7 +163,7 @@ def _problem(
     return None
 
 
-def _compare_each(which: str, found: Tensor, wanted: Tensor, noise: Tensor, dtype: str) -> str | None:
+def _compare_each(which: str, found: torch.Tensor, wanted: torch.Tensor, noise: torch.Tensor, dtype: str) -> str | None:
     """The factor itself, where the merge writes it as it is, padded with zeros."""
     rows, cols = min(found.shape[0], wanted.shape[0]), min(found.shape[1], wanted.shape[1])
     padded = torch.zeros_like(found)

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from ..plan import Change, Part, Place
 from ..shards import TensorRef
@@ -62,7 +61,7 @@ class _Sums:
     undecided: int = 0
     first: str | None = None
 
-    def add(self, error: Tensor, wanted: Tensor, allowed: Tensor) -> tuple[int, int] | None:
+    def add(self, error: torch.Tensor, wanted: torch.Tensor, allowed: torch.Tensor) -> tuple[int, int] | None:
         """Count a tile; the first entry in it that is off."""
         self.error2 += float(error.square().sum())
         self.wanted2 += float(wanted.square().sum())
@@ -170,7 +169,7 @@ def _whole_rows(numel: int, cols: int) -> Iterator[tuple[int, int]]:
         yield first, min(first + size, numel)
 
 
-def _combined(change: Change, pair: Pair, first: int, end: int, cols: int) -> tuple[Tensor, Tensor]:
+def _combined(change: Change, pair: Pair, first: int, end: int, cols: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Expected values and how far float32 may be from them, (1, end - first)."""
     based = pair.base is not None and pair.base.spec.shape == change.spec.shape
     start = pair.base.read_flat(first, end).double() if based and pair.base else torch.zeros(end - first).double()
@@ -185,7 +184,7 @@ def _combined(change: Change, pair: Pair, first: int, end: int, cols: int) -> tu
     return out[None], (size * 8 * UNIT)[None]
 
 
-def _add_rows(part: Part, start: Tensor, out: Tensor, size: Tensor, first: int, cols: int) -> None:
+def _add_rows(part: Part, start: torch.Tensor, out: torch.Tensor, size: torch.Tensor, first: int, cols: int) -> None:
     """Rows of token embeddings, each for the row of the base that it names."""
     for own, row in enumerate(part.rows or ()):
         at = slice(row * cols - first, (row + 1) * cols - first)

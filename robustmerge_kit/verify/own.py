@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from threading import Lock
 
 import torch
-from torch import Tensor
 
 from ..factors import InCore, LowRank, Spectral
 from ..pipeline import finish
@@ -57,13 +56,13 @@ class OwnCode:
         return ByRows(shape, lambda start, stop: _noisy(b[start:stop] @ a, 3e-4), by)
 
 
-def _noisy(values: Tensor, spread: float) -> tuple[Tensor, Tensor, int]:
+def _noisy(values: torch.Tensor, spread: float) -> tuple[torch.Tensor, torch.Tensor, int]:
     values = values.double()
     size = float(values.square().mean().sqrt()) if values.numel() else 0.0
     return values, values.abs() * 1e-5 + spread * size, 0
 
 
-def _multiplied(delta: LowRank | InCore | Spectral) -> tuple[Tensor, Tensor]:
+def _multiplied(delta: LowRank | InCore | Spectral) -> tuple[torch.Tensor, torch.Tensor]:
     if isinstance(delta, LowRank):
         return delta.b.double(), delta.a.double()
     if isinstance(delta, InCore):

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
 
 from .expected import Factored
 from .stack import UNIT, Stack
 
-Uniform = Callable[[int, str, Tensor], Tensor]
+Uniform = Callable[[int, str, torch.Tensor], torch.Tensor]
 """(adapter of the stack, purpose, like) -> the keyed random numbers of the shape of `like`."""
 
 
@@ -30,7 +29,7 @@ def robustmerge(
 ) -> Factored:
     """The merged factors of one site; criterion is `magnitude` or `random`."""
 
-    def pruned(t: int, x: Tensor, purpose: str) -> Tensor:
+    def pruned(t: int, x: torch.Tensor, purpose: str) -> torch.Tensor:
         k = int(x.numel() * (1 - density[t])) if prune else 0
         if k == 0:
             return x
@@ -40,7 +39,7 @@ def robustmerge(
     a = [pruned(t, x, "robustmerge prune A") for t, x in enumerate(stack.a)]
     b = [pruned(t, x, "robustmerge prune B") for t, x in enumerate(stack.b)]
 
-    def settled(losses: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    def settled(losses: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> list[torch.Tensor]:
         scales = [_clamped(full, rest, clamp_quantile if clamp else None) for full, rest in losses]
         if not normalize:
             return scales
@@ -49,7 +48,9 @@ def robustmerge(
             total[: len(scale)] += scale
         return [scale / total[: len(scale)] for scale in scales]
 
-    def losses(full: Sequence[Tensor], rest: Sequence[Tensor], axis: int) -> list[tuple[Tensor, Tensor]]:
+    def losses(
+        full: Sequence[torch.Tensor], rest: Sequence[torch.Tensor], axis: int
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
         return [(x.abs().sum(axis), y.abs().sum(axis)) for x, y in zip(full, rest, strict=True)]
 
     ranks = [torch.ones(len(x), dtype=torch.float64) for x in a]
@@ -65,7 +66,7 @@ def robustmerge(
     return _joined(a, b, variant, gain, coarse=stack.coarse)
 
 
-def _clamped(full: Tensor, rest: Tensor, quantile: float | None) -> Tensor:
+def _clamped(full: torch.Tensor, rest: torch.Tensor, quantile: float | None) -> torch.Tensor:
     """What was lost, as full / rest; where nothing is left 1, or the floor that clamping sets."""
     finite = rest > 0
     scale = torch.where(finite, full / torch.where(finite, rest, 1.0), 1.0)
@@ -75,7 +76,7 @@ def _clamped(full: Tensor, rest: Tensor, quantile: float | None) -> Tensor:
     return scale.clamp(ascending[int(quantile * len(ascending))], ascending[-1])
 
 
-def _joined(a: Sequence[Tensor], b: Sequence[Tensor], variant: str, gain: float, *, coarse: bool) -> Factored:
+def _joined(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor], variant: str, gain: float, *, coarse: bool) -> Factored:
     unit = (64 if variant == "paper" else 64 + 4 * len(a)) * (UNIT if coarse else UNIT**2)
     if variant == "paper":
         left, right = torch.cat(list(b), 1), torch.cat(list(a))

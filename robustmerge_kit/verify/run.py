@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ from ..flow import Flow
 from ..memory import AnonymousPeak, anonymous
 from ..plan import Change, ExtraStep, Plan, SiteStep, make_plan
 from ..recorded import RECEIPT, listed_files, read_receipt
-from ..resources import DEFAULT_MEMORY
+from ..resources import DEFAULT_MEMORY, available_cores
 from .expect import Keys
 from .files import UNCOVERED, compare_beside, compare_files, recipe_fits
 from .found import RECIPE, find_inputs
@@ -93,7 +92,7 @@ def verify(
         others = list[Job](plan.extras)
     jobs = [*_sample(list[Job](plan.steps), samples, seed), *_sample(others, samples, seed)]
     planned(len(jobs))
-    threads = workers or len(os.sched_getaffinity(0))
+    threads = workers or available_cores()
     checker = Checker(
         plan,
         Keys(inputs.recipe.seed, inputs.identities),

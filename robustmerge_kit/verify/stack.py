@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from ..adapters import check_values
 from ..base_weight import open_rows
@@ -15,7 +14,7 @@ from ..plan import SiteStep
 UNIT = 2.0**-24
 """Largest relative error of one rounding to float32."""
 
-Factors = list[tuple[Tensor, Tensor]]
+Factors = list[tuple[torch.Tensor, torch.Tensor]]
 """(A, B) of every member of a site, as stored; what training took out of the base is behind them in a wider dtype."""
 
 
@@ -26,8 +25,8 @@ class OnBase:
     Shapes: gain (d_out,); rows gives (rows, d_in).
     """
 
-    gain: Tensor
-    rows: Callable[[int, int], Tensor]
+    gain: torch.Tensor
+    rows: Callable[[int, int], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,8 @@ class Stack:
     Shapes: a[t] (r_t, d_in), b[t] (d_out, r_t), float64.
     """
 
-    a: tuple[Tensor, ...]
-    b: tuple[Tensor, ...]
+    a: tuple[torch.Tensor, ...]
+    b: tuple[torch.Tensor, ...]
     c: tuple[float, ...]
     weights: tuple[float, ...]
     members: tuple[int, ...]
@@ -64,7 +63,7 @@ class Stack:
         """Whether the deltas are products of the factors alone."""
         return not any(self.on_base)
 
-    def rows(self, t: int, start: int, stop: int) -> Tensor:
+    def rows(self, t: int, start: int, stop: int) -> torch.Tensor:
         """Rows start to stop of D_t."""
         made = self.c[t] * (self.b[t][start:stop] @ self.a[t])
         base = self.on_base[t]
@@ -72,7 +71,7 @@ class Stack:
             made += base.gain[start:stop, None] * base.rows(start, stop).double()
         return made
 
-    def noise(self, t: int, start: int, stop: int) -> Tensor:
+    def noise(self, t: int, start: int, stop: int) -> torch.Tensor:
         """The most that a float32 product may be away from the rows of D_t, entry by entry."""
         made = abs(self.c[t]) * (self.b[t][start:stop].abs() @ self.a[t].abs())
         base = self.on_base[t]
@@ -80,7 +79,7 @@ class Stack:
             made += (base.gain[start:stop, None] * base.rows(start, stop).double()).abs()
         return made * ((len(self.a[t]) + 8) * (UNIT if self.coarse else UNIT**2))
 
-    def dense(self, t: int) -> Tensor:
+    def dense(self, t: int) -> torch.Tensor:
         """D_t."""
         return self.rows(t, 0, self.shape[0])
 
@@ -145,7 +144,9 @@ def _stack(step: SiteStep, factors: Factors) -> Stack:
     )
 
 
-def _begun(step: SiteStep, t: int, pair: tuple[Tensor, Tensor], weight: Tensor) -> tuple[Tensor, Tensor]:
+def _begun(
+    step: SiteStep, t: int, pair: tuple[torch.Tensor, torch.Tensor], weight: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """[A; A0] and [B | -B0], where training began at s B0 A0 and took it out of the base weight.
 
     PiSSA: the leading part of an SVD of W. OLoRA: the leading part of W = Q R, of W^T where it is stored so.
@@ -175,21 +176,21 @@ def _begun(step: SiteStep, t: int, pair: tuple[Tensor, Tensor], weight: Tensor) 
     )
 
 
-def _signs(columns: Tensor) -> Tensor:
+def _signs(columns: torch.Tensor) -> torch.Tensor:
     """What makes the largest number of every column positive."""
     largest = columns.abs().max(0).indices
     return torch.where(columns[largest, torch.arange(columns.shape[1])] < 0, -1.0, 1.0).double()
 
 
-def _dora(step: SiteStep, t: int, a: Tensor, b: Tensor) -> tuple[Tensor, OnBase | None]:
+def _dora(step: SiteStep, t: int, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, OnBase | None]:
     """B with its rows scaled as DoRA does, and the part of the base: W' = diag(m / ||W + s B A||) (W + s B A)."""
     member = step.members[t]
     magnitude = member.factors.read_magnitude()
     if magnitude is None or step.weight is None:
         return b, None
     rows = open_rows(step.weight)
-    lengths: list[Tensor] = []
-    before: list[Tensor] = []
+    lengths: list[torch.Tensor] = []
+    before: list[torch.Tensor] = []
     tile = max(1, (1 << 20) // a.shape[1])
     for start in range(0, b.shape[0], tile):
         weight = rows(start, min(start + tile, b.shape[0])).double()

@@ -2,43 +2,17 @@
 
 import json
 import re
-import signal
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from command_line import Call
 from small_adapters import content, entry, factors, sites, write_adapter, write_adapters, write_recipe
 
 from robustmerge_kit.cli import rmkit
-from robustmerge_kit.cli.failures import guarded
 from robustmerge_kit.report import pictures
 from robustmerge_kit.report.analysis import Analysis
 from robustmerge_kit.report.analysis.records import Record
-
-
-@dataclass
-class Answer:
-    code: int
-    out: str
-    err: str
-
-
-Call = Callable[..., Answer]
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Iterator[Call]:
-    before = signal.getsignal(signal.SIGTERM)
-
-    def run(*arguments: object) -> Answer:
-        code = guarded(rmkit, ["analyze", *map(str, arguments)])
-        captured = capsys.readouterr()
-        return Answer(code, captured.out, captured.err)
-
-    yield run
-    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture
@@ -48,7 +22,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_figures_and_verdict_go_to_stdout_in_100_columns(call: Call, recipe: Path):
-    answer = call(recipe, "--compare", "ties:density=0.3,robustmerge", "--compare", "tsv_m")
+    answer = call("analyze", recipe, "--compare", "ties:density=0.3,robustmerge", "--compare", "tsv_m")
     assert answer.code == 0
     assert max(map(len, answer.out.splitlines())) <= 100
     for part in ("adapter0", "1 2", "linear: rank", "ties:density=0.3 in full: rank", "robustmerge: rank", "tsv_m:", "verdict"):
@@ -58,18 +32,18 @@ def test_figures_and_verdict_go_to_stdout_in_100_columns(call: Call, recipe: Pat
 
 def test_nothing_is_written_without_out(call: Call, recipe: Path):
     before = sorted(Path.cwd().rglob("*"))
-    assert call(recipe).code == 0
+    assert call("analyze", recipe).code == 0
     assert sorted(Path.cwd().rglob("*")) == before
 
 
 def test_quiet_says_nothing_on_stderr(call: Call, recipe: Path):
-    answer = call(recipe, "--quiet", "--out", "report")
+    answer = call("analyze", recipe, "--quiet", "--out", "report")
     assert answer.err == ""
     assert "verdict" in answer.out
 
 
 def test_json_is_the_report_and_nothing_else(call: Call, recipe: Path):
-    answer = call(recipe, "--json", "--quiet", "--out", "report")
+    answer = call("analyze", recipe, "--json", "--quiet", "--out", "report")
     found = Analysis.model_validate_json(answer.out)
     assert json.loads(answer.out)["format"] == "rmkit-analysis"
     assert json.loads(Path("report/report.json").read_text()) == json.loads(answer.out)
@@ -78,7 +52,7 @@ def test_json_is_the_report_and_nothing_else(call: Call, recipe: Path):
 
 
 def test_the_report_folder_holds_figures_page_and_pictures(call: Call, recipe: Path):
-    assert call(recipe, "--out", "report").code == 0
+    assert call("analyze", recipe, "--out", "report").code == 0
     names = set(content(Path("report")))
     assert {"report.json", "report.html"} <= names
     assert any(name.endswith(".png") for name in names) == pictures.can_draw()
@@ -87,21 +61,21 @@ def test_the_report_folder_holds_figures_page_and_pictures(call: Call, recipe: P
 
 def test_a_missing_matplotlib_costs_the_pictures_only(call: Call, recipe: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(pictures, "can_draw", lambda: False)
-    answer = call(recipe, "--out", "report")
+    answer = call("analyze", recipe, "--out", "report")
     assert answer.code == 0
     assert set(content(Path("report"))) == {"report.json", "report.html"}
     assert 'pip install "robustmerge-kit[plots]"' in answer.err
 
 
 def test_a_report_is_replaced_only_when_asked(call: Call, recipe: Path):
-    assert call(recipe, "--out", "report").code == 0
+    assert call("analyze", recipe, "--out", "report").code == 0
     old = Path("report/report.json").read_bytes()
-    refused = call(recipe, "--out", "report", "--compare", "tsv_m")
+    refused = call("analyze", recipe, "--out", "report", "--compare", "tsv_m")
     assert refused.code == 5
     assert "report: exists already" in refused.err
     assert "--overwrite" in refused.err
     assert Path("report/report.json").read_bytes() == old
-    assert call(recipe, "--out", "report", "--compare", "tsv_m", "--overwrite").code == 0
+    assert call("analyze", recipe, "--out", "report", "--compare", "tsv_m", "--overwrite").code == 0
     assert Path("report/report.json").read_bytes() != old
 
 
@@ -110,7 +84,7 @@ def test_a_failure_while_writing_leaves_no_report(call: Call, recipe: Path, monk
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", fail)
-    answer = call(recipe, "--out", "report")
+    answer = call("analyze", recipe, "--out", "report")
     assert answer.code == 5
     assert "the disk is full" in answer.err
     assert "verdict" in answer.out, "figures that are known are not lost"
@@ -150,7 +124,7 @@ def test_a_comparison_that_cannot_be_made_is_refused_before_any_weight_is_read(
 
     monkeypatch.setattr(SiteFactors, "read", read)
     wanted, code, what, hint = REFUSED[case]
-    answer = call(recipe, "--compare", wanted, "--out", "report")
+    answer = call("analyze", recipe, "--compare", wanted, "--out", "report")
     assert answer.code == code, answer.err
     assert what in answer.err
     assert hint in answer.err
@@ -158,25 +132,25 @@ def test_a_comparison_that_cannot_be_made_is_refused_before_any_weight_is_read(
 
 
 def test_the_same_error_at_every_site_is_said_once(call: Call, recipe: Path):
-    answer = call(recipe, "--compare", "slerp:t=0.5")
+    answer = call("analyze", recipe, "--compare", "slerp:t=0.5")
     assert answer.err.count("slerp takes exactly 2 adapters") == 1
 
 
 @pytest.mark.parametrize("flag", ["--device=moon", "--memory=0", "-j0"])
 def test_flags_out_of_range_are_refused(call: Call, recipe: Path, flag: str):
-    assert call(recipe, flag).code == 2
+    assert call("analyze", recipe, flag).code == 2
 
 
 def test_a_recipe_that_is_wrong_is_refused(call: Call, tmp_path: Path):
     (tmp_path / "wrong.yaml").write_text("merge_metod: linear\nadapters: [a]\n")
-    assert call(tmp_path / "wrong.yaml").code == 2
+    assert call("analyze", tmp_path / "wrong.yaml").code == 2
 
 
 def test_not_a_number_is_an_input_error(call: Call, tmp_path: Path):
     tensors = factors(sites(), 0)
     next(iter(tensors.values()))[0, 0] = torch.nan
     recipe = write_recipe(tmp_path, [write_adapter(tmp_path / "a", 1), write_adapter(tmp_path / "b", tensors=tensors)])
-    answer = call(recipe, "--out", tmp_path / "report")
+    answer = call("analyze", recipe, "--out", tmp_path / "report")
     assert answer.code == 3
     assert "NaN" in answer.err
     assert not (tmp_path / "report").exists()
@@ -188,7 +162,7 @@ def test_weights_overrides_and_adapters_own_settings_survive_a_comparison(call: 
     entries = [entry(adapters[0], 0.5), {"adapter": str(adapters[1]), "parameters": {"density": 0.5}}]
     override = {"match": "*.0.q_proj", "merge_method": "linear", "parameters": {"weight": 3.0}}
     recipe = write_recipe(tmp_path, entries, "ties", parameters={"density": 0.3}, overrides=[override])
-    answer = call(recipe, "--json", "--quiet", "--compare", "task_arithmetic,ties")
+    answer = call("analyze", recipe, "--json", "--quiet", "--compare", "task_arithmetic,ties")
     assert answer.code == 0, answer.err
     found = Analysis.model_validate_json(answer.out)
     assert found.methods[0].mixed
@@ -229,7 +203,7 @@ def test_the_page_shows_what_the_command_prints(call: Call, monkeypatch: pytest.
     monkeypatch.chdir(root)
     page = (root / "docs" / "analyze.md").read_text(encoding="utf-8")
     (shown,) = re.findall(r"^\$ rmkit analyze ([^\n]*)\n(.+?)\n```$", page, re.MULTILINE | re.DOTALL)
-    assert call(*shown[0].split(), "-q").out.rstrip("\n") == shown[1]
+    assert call("analyze", *shown[0].split(), "-q").out.rstrip("\n") == shown[1]
 
 
 def test_the_options_of_the_page_are_those_of_the_command():

@@ -5,42 +5,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from command_line import Call
 from small_adapters import read_deltas, write_adapter, write_adapters, write_recipe
 from small_bases import read_weights, tensors, write_base
 from torch import Tensor
 
 from robustmerge_kit import __version__
-from robustmerge_kit.cli import COMMANDS, rmkit
-from robustmerge_kit.cli.failures import guarded
-
-
-@dataclass
-class Answer:
-    code: int
-    out: str
-    err: str
-
-
-Call = Callable[..., Answer]
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Iterator[Call]:
-    """Runs a command line in this process."""
-    before = signal.getsignal(signal.SIGTERM)
-
-    def run(*arguments: object) -> Answer:
-        code = guarded(rmkit, [str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return Answer(code, captured.out, captured.err)
-
-    yield run
-    signal.signal(signal.SIGTERM, before)
+from robustmerge_kit.cli import COMMANDS
 
 
 @pytest.fixture
@@ -96,7 +70,7 @@ REFUSED: dict[str, tuple[int, tuple[str, ...]]] = {
 @pytest.mark.parametrize("line", REFUSED)
 def test_refusals(line: str, call: Call, place: Path) -> None:
     code, parts = REFUSED[line]
-    answer = call(*line.split())
+    answer = call(line)
     said = answer.out + answer.err if line == "" else answer.err
     assert [part for part in parts if part not in said] == []
     assert answer.code == code
@@ -131,7 +105,7 @@ ACCEPTED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 @pytest.mark.parametrize("line", ACCEPTED)
 def test_what_works(line: str, call: Call, place: Path) -> None:
     on_stdout, on_stderr = ACCEPTED[line]
-    answer = call(*line.split())
+    answer = call(line)
     assert answer.code == 0, answer.err
     assert [part for part in on_stdout if part not in answer.out] == []
     assert [part for part in on_stderr if part not in answer.err] == []
@@ -141,7 +115,7 @@ def test_what_works(line: str, call: Call, place: Path) -> None:
 @pytest.mark.parametrize("line", ["run good.yaml out", "run good.yaml out --lazy-unpickle", "validate good.yaml"])
 def test_quiet_says_nothing(line: str, call: Call, place: Path) -> None:
     for flag in ("--quiet", "-q"):
-        answer = call(*line.split(), flag, *(["--overwrite"] if line.startswith("run") else []))
+        answer = call(line, flag, *(["--overwrite"] if line.startswith("run") else []))
         assert (answer.code, answer.out, answer.err) == (0, "", "")
 
 
@@ -175,7 +149,7 @@ JSON = {
 
 @pytest.mark.parametrize("line", JSON)
 def test_json_is_one_document_whatever_happens(line: str, call: Call, place: Path) -> None:
-    answer = call(*line.split(), "--json")
+    answer = call(line, "--json")
     assert answer.code == JSON[line]
     document = json.loads(answer.out)
     if answer.code and not line.startswith("validate"):
@@ -283,7 +257,7 @@ def test_every_command_has_help(call: Call, place: Path) -> None:
 
 # --- processes of their own -------------------------------------------------------------------------------------------
 
-HEAVY = ("torch", "numpy", "huggingface_hub", "pydantic", "safetensors", "ruamel")
+HEAVY = ("torch._C", "numpy", "huggingface_hub", "pydantic", "safetensors", "ruamel")
 PROBE = """
 import sys
 sys.argv = ['rmkit', *{arguments!r}]

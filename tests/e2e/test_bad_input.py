@@ -3,30 +3,20 @@
 import json
 import os
 import pickle
-import signal
 import struct
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from command_line import Call
 from safetensors.torch import save_file
 from small_adapters import PREFIX, entry, factors, sites, write_adapter, write_recipe
 
-from robustmerge_kit.cli import rmkit
-from robustmerge_kit.cli.failures import guarded
-
 SITE = f"{PREFIX}model.layers.0.q_proj"
 WEIGHTS = "adapter_model.safetensors"
-
-
-@pytest.fixture(autouse=True)
-def _same_handler() -> Iterator[None]:
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
 
 
 def damage(change: Callable[[bytes], bytes], file: str = WEIGHTS) -> Callable[[Path], None]:
@@ -175,17 +165,12 @@ INPUTS: dict[str, tuple[Callable[[Path], None], str, str]] = {
 }
 
 
-def rmkit_run(*arguments: object) -> int:
-    return guarded(rmkit, ["run", *map(str, arguments)])
-
-
 @pytest.mark.parametrize("case", INPUTS)
-def test_broken_inputs_end_with_3(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_broken_inputs_end_with_3(case: str, tmp_path: Path, call: Call) -> None:
     spoil, *parts = INPUTS[case]
     adapters = [write_adapter(tmp_path / "good"), write_adapter(tmp_path / "bad", 1)]
     spoil(adapters[1])
-    code = rmkit_run(write_recipe(tmp_path, adapters), tmp_path / "outputs" / "out")
-    said = capsys.readouterr().err
+    code, _, said = call("run", write_recipe(tmp_path, adapters), tmp_path / "outputs" / "out")
     assert code == 3, said
     assert [part for part in ("bad", *parts) if part.lower() not in said.lower()] == []
     assert "Traceback" not in said
@@ -204,12 +189,11 @@ REFERENCES = {
 
 
 @pytest.mark.parametrize("case", REFERENCES)
-def test_bad_references(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_references(case: str, tmp_path: Path, call: Call) -> None:
     reference, part = REFERENCES[case]
     for name in ("good", "bad", "family/a", "family/b"):
         write_adapter(tmp_path / name)
-    code = rmkit_run(write_recipe(tmp_path, [reference]), tmp_path / "out")
-    said = capsys.readouterr().err
+    code, _, said = call("run", write_recipe(tmp_path, [reference]), tmp_path / "out")
     assert code in (2, 3)
     assert part in said
     assert "bug:" not in said
@@ -245,15 +229,14 @@ PLANS: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("case", PLANS)
-def test_inputs_that_do_not_fit_together(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inputs_that_do_not_fit_together(case: str, tmp_path: Path, call: Call) -> None:
     second, keys, parts = PLANS[case]
     adapters = [write_adapter(tmp_path / "first"), write_adapter(tmp_path / "second", 1, **second)]
     adapters += [write_adapter(tmp_path / f"more{i}", i) for i in range(keys.get("extra", 0))]
     weights = keys.get("weights", (1.0,) * len(adapters))
     entries = [entry(path, weight) for path, weight in zip(adapters, weights, strict=True)]
     recipe = write_recipe(tmp_path, entries, **{k: v for k, v in keys.items() if k not in ("extra", "weights")})
-    code = rmkit_run(recipe, tmp_path / "out")
-    said = capsys.readouterr().err
+    code, _, said = call("run", recipe, tmp_path / "out")
     assert [part for part in parts if part not in said] == []
     assert code in (2, 3, 4)
     assert "bug:" not in said
@@ -281,11 +264,10 @@ RECIPES = {
 
 
 @pytest.mark.parametrize("case", RECIPES)
-def test_broken_recipes_end_with_2(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_broken_recipes_end_with_2(case: str, tmp_path: Path, call: Call) -> None:
     text, part = RECIPES[case]
     (tmp_path / "recipe.yaml").write_bytes(text.encode("latin-1"))
-    code = rmkit_run(tmp_path / "recipe.yaml", tmp_path / "out")
-    said = capsys.readouterr().err
+    code, _, said = call("run", tmp_path / "recipe.yaml", tmp_path / "out")
     assert code == 2
     assert part in said
     assert "bug:" not in said
@@ -307,9 +289,9 @@ def test_an_input_that_changes_while_merging_is_noticed(tmp_path: Path, monkeypa
     assert not (tmp_path / "out").exists()
 
 
-def test_different_bases_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_different_bases_are_named(tmp_path: Path, call: Call) -> None:
     adapters = [write_adapter(tmp_path / "a"), write_adapter(tmp_path / "b", 1, base_model_name_or_path="org/other-7b")]
-    assert rmkit_run(write_recipe(tmp_path, adapters), tmp_path / "out") == 0
-    said = capsys.readouterr().err
+    code, _, said = call("run", write_recipe(tmp_path, adapters), tmp_path / "out")
+    assert code == 0
     assert "org/tiny" in said
     assert "org/other-7b" in said

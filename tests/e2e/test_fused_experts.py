@@ -14,8 +14,7 @@ from torch import Tensor
 
 from robustmerge_kit.adapters import pack, read_adapter
 from robustmerge_kit.errors import PlanError
-from robustmerge_kit.execute import execute
-from robustmerge_kit.merge import decide_ranks
+from robustmerge_kit.execute import decide_ranks, execute
 from robustmerge_kit.plan import Plan, gather, make_plan
 from robustmerge_kit.recipe import load_recipe
 from robustmerge_kit.resources import Resources
@@ -167,8 +166,9 @@ def test_parameters_of_different_inputs_are_nested_together(tmp_path: Path) -> N
     }
 
 
-def test_only_some_experts_of_the_model_are_written(tmp_path: Path) -> None:
-    """Entries that would select more than what is written become full names."""
+@pytest.mark.parametrize("gone", SHAPES)
+def test_only_some_experts_of_the_model_are_written(gone: str, tmp_path: Path) -> None:
+    """Entries that would select more than what is written become full names; what stays alone in its module is not nested."""
     tensors = {
         name.replace("m.", f"m.{i}."): v
         for i in range(2)
@@ -177,10 +177,16 @@ def test_only_some_experts_of_the_model_are_written(tmp_path: Path) -> None:
     place = write_adapter(
         tmp_path / "a", tensors=tensors, target_modules=[], target_parameters=[f"experts.{name}" for name in SHAPES]
     )
-    weight = [{"filter": "m.0.experts.down_proj", "value": 0.0}, {"value": 1.0}]
+    weight = [{"filter": f"m.0.experts.{gone}", "value": 0.0}, {"value": 1.0}]
     run(write_recipe(tmp_path, [{"adapter": str(place), "parameters": {"weight": weight}}], "linear"), tmp_path / "out")
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
-    assert config["target_parameters"] == ["m.0.experts.gate_up_proj", "m.1.experts.down_proj", "m.1.experts.gate_up_proj"]
+    written = sorted({f"m.{i}.experts.{name}" for i in range(2) for name in SHAPES} - {f"m.0.experts.{gone}"})
+    assert config["target_parameters"] == written
+    again = read_adapter(resolve(str(tmp_path / "out"), tmp_path), label="out")
+    assert sorted(again.sites) == written
+    for site, found in again.sites.items():
+        (a, b), (a0, b0) = found.read(), factors(0)[site.rpartition(".")[2]]
+        assert error(found.scale * b.double() @ a.double(), 2 * b0.double() @ a0.double()) < 1e-6
 
 
 def test_servers_that_take_linear_modules_only(tmp_path: Path) -> None:
@@ -245,3 +251,17 @@ def test_peft_applies_the_sum(make: Any, tmp_path: Path) -> None:
     assert len(merged) == 3 * model.config.num_hidden_layers
     for name, change in merged.items():
         assert error(change, 0.7 * first[name] - 0.4 * second[name]) < 1e-6
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_peft_reads_a_parameter_that_is_alone_in_its_module(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    settings = {"target_parameters": ["mlp.experts.down_proj", "mlp.experts.gate_up_proj"], "init_lora_weights": False}
+    model: Any = get_peft_model(qwen(), LoraConfig(r=2, lora_alpha=6, target_modules=["q_proj"], **settings))
+    model.save_pretrained(tmp_path / "a")
+    weight = [{"filter": "layers.0.mlp.experts.down_proj", "value": 0.0}, {"value": 1.0}]
+    entries = [{"adapter": str(tmp_path / "a"), "parameters": {"weight": weight}}]
+    run(write_recipe(tmp_path, entries, "task_arithmetic", output={"dtype": "float32"}), tmp_path / "out")
+    whole, part = applied(qwen, tmp_path / "a"), applied(qwen, tmp_path / "out")
+    assert whole.keys() - part.keys() == {"model.layers.0.mlp.experts.down_proj"}
+    assert max(error(change, whole[name]) for name, change in part.items()) < 1e-6

@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from naive import ties
 from small_adapters import entry, error, merged, read_deltas, run, sites, write_adapter, write_adapters, write_recipe
 from torch import Tensor
 
+from robustmerge_kit import compress
+from robustmerge_kit import sites as site_reading
 from robustmerge_kit.errors import PlanError, RecipeError, RmkitError
 
 LAYERS = 3
@@ -137,6 +140,45 @@ def test_ranks_that_depend_on_the_data(two: list[Path], tmp_path: Path) -> None:
     merged(tmp_path, two, "task_arithmetic", output={"rank": {"budget": {"average": 3}}})
     ranks = {site["site"]: site["rank"] for site in json.loads((tmp_path / "out" / "rmkit.json").read_text())["sites"]}
     assert 2.5 < sum(ranks.values()) / len(ranks) <= 3
+
+
+@pytest.mark.parametrize("route", ["exact", "range finder"])
+@pytest.mark.parametrize("share", [0.3, 0.7, 0.97, 1.0])
+def test_ranks_by_energy_of_dense_deltas_are_those_of_their_svd(
+    share: float, route: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trimmed deltas of rank 8 together have rank 30: the energy is that of all directions."""
+    monkeypatch.setattr(compress, "EXACT_SIDE", 2048 if route == "exact" else 1)
+    adapters = write_adapters(tmp_path, 2, where=sites(2, {"q_proj": (40, 30), "up_proj": (30, 50)}))
+    output = {"rank": {"energy": share}, "dtype": "float32"}
+    found = merged(tmp_path, adapters, "ties", parameters={"density": 0.3}, output=output)
+    ranks = {site["site"]: site["rank"] for site in json.loads((tmp_path / "out" / "rmkit.json").read_text())["sites"]}
+    deltas = [read_deltas(folder) for folder in adapters]
+    for site in deltas[0]:
+        dense = torch.from_numpy(ties([each[site].numpy() for each in deltas], [1.0, 1.0], None, density=0.3))
+        u, s, vt = torch.linalg.svd(dense, full_matrices=False)
+        k = 30 if share == 1 else int((s.square().cumsum(0) < share * s.square().sum()).sum()) + 1
+        assert ranks[site] == k
+        assert error(found[site], (u[:, :k] * s[:k]) @ vt[:k]) < (1e-4 if route == "exact" else 1e-3)
+    assert share < 0.97 or min(ranks.values()) > 8
+
+
+@pytest.mark.parametrize("rule", [{"energy": 0.8}, {"budget": {"average": 5}}], ids=["energy", "budget"])
+def test_statistics_of_all_sites_are_taken_once_where_ranks_depend_on_the_data(
+    rule: Any, two: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[object] = []
+    real = site_reading.survey_all
+    monkeypatch.setattr(site_reading, "survey_all", lambda *arguments: taken.append(arguments[0]) or real(*arguments))
+    keys = {"parameters": {"density": 0.3, "scope": "global"}}
+    whole = merged(tmp_path, two, "ties", **keys, output={"rank": 10, "dtype": "float32"})
+    assert len(taken) == 1
+    found = merged(tmp_path, two, "ties", **keys, output={"rank": rule, "dtype": "float32"})
+    assert len(taken) == 2
+    for site in json.loads((tmp_path / "out" / "rmkit.json").read_text())["sites"]:
+        u, s, vt = torch.linalg.svd(whole[site["site"]], full_matrices=False)
+        k = site["rank"]
+        assert error(found[site["site"]], (u[:, :k] * s[:k]) @ vt[:k]) < 1e-4
 
 
 def test_unequal_ranks_are_written_with_patterns_that_peft_reads(two: list[Path], tmp_path: Path) -> None:

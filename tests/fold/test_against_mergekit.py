@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-import transformers as hf
 from safetensors.torch import load_file
 from small_adapters import run, write_adapter
+from tiny_models import llama
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -36,18 +36,9 @@ def _recipe(name: str) -> str:
     )
 
 
-def _case(place: Path) -> hf.LlamaForCausalLM:
-    config = hf.LlamaConfig(
-        vocab_size=32,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        tie_word_embeddings=False,
-    )
+def _case(place: Path) -> None:
     torch.manual_seed(0)
-    model = hf.LlamaForCausalLM(config)
+    model = llama(num_key_value_heads=4, tie_word_embeddings=False)
     model.save_pretrained(place / "base")
     where = {
         name: (module.out_features, module.in_features)
@@ -56,7 +47,6 @@ def _case(place: Path) -> hf.LlamaForCausalLM:
     }
     for i in range(3):
         write_adapter(place / f"a{i}", i, where=where, base_model_name_or_path="base")
-    return model
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -12,7 +12,7 @@ import transformers as hf
 from safetensors.torch import load_file
 from small_adapters import entry, run, write_adapter, write_recipe
 from small_bases import read_weights, tensors, write_base
-from tiny_models import IDS
+from tiny_models import IDS, TEXT, llama
 from torch import Tensor
 
 from robustmerge_kit.errors import InputError, PlanError
@@ -150,16 +150,8 @@ def test_a_vocabulary_that_grows_in_a_part_only(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("module", ["lm_head", "model.embed_tokens"])
 def test_tied_weights_are_separated(module: str, tmp_path: Path) -> None:
-    config = hf.LlamaConfig(
-        vocab_size=48,
-        hidden_size=32,
-        intermediate_size=40,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        tie_word_embeddings=True,
-    )
     torch.manual_seed(1)
-    base = hf.LlamaForCausalLM(config)
+    base = llama(num_hidden_layers=1, tie_word_embeddings=True)
     base.save_pretrained(tmp_path / "base")
     before = base.model.embed_tokens.weight.detach().clone()
     where = {module: (48, 32)}
@@ -191,8 +183,7 @@ def test_a_classifier_trained_on_a_bare_base(kind: str, tmp_path: Path) -> None:
         hf.GPT2Model(config).save_pretrained(tmp_path / "base")
         loader, targets = hf.GPT2ForSequenceClassification, ["c_attn"]
     else:
-        config = hf.BertConfig(vocab_size=48, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=40)
-        hf.BertModel(config).save_pretrained(tmp_path / "base")
+        hf.BertModel(hf.BertConfig(**TEXT)).save_pretrained(tmp_path / "base")
         loader, targets = hf.BertForSequenceClassification, ["query", "value"]
     model: Any = loader.from_pretrained(tmp_path / "base", num_labels=3)
     adapted: Any = peft.get_peft_model(model, peft.LoraConfig(task_type="SEQ_CLS", r=4, target_modules=targets))

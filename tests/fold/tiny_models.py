@@ -27,21 +27,15 @@ def _text(model: Any) -> Tensor:
     return model(input_ids=IDS).logits
 
 
-def _llama(**settings: Any) -> Callable[[], Any]:
-    def build() -> Any:
-        config = hf.LlamaConfig(
-            vocab_size=48,
-            hidden_size=32,
-            intermediate_size=56,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=64,
-            **settings,
-        )
-        return hf.LlamaForCausalLM(config)
+TOWER: dict[str, Any] = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
+TEXT: dict[str, Any] = dict(TOWER, vocab_size=48, intermediate_size=40)
+VISION: dict[str, Any] = dict(TOWER, intermediate_size=40, image_size=16)
 
-    return build
+
+def llama(**settings: Any) -> Any:
+    """A Llama of three layers with two heads of keys, unless the settings say otherwise."""
+    sizes = dict(TEXT, intermediate_size=56, num_hidden_layers=3, num_key_value_heads=2, max_position_embeddings=64)
+    return hf.LlamaForCausalLM(hf.LlamaConfig(**(sizes | settings)))
 
 
 def _gpt2() -> Any:
@@ -49,16 +43,8 @@ def _gpt2() -> Any:
 
 
 def _mixtral() -> Any:
-    config = hf.MixtralConfig(
-        vocab_size=48,
-        hidden_size=32,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        num_local_experts=3,
-    )
-    return hf.MixtralForCausalLM(config)
+    experts = dict(intermediate_size=24, num_local_experts=3)
+    return hf.MixtralForCausalLM(hf.MixtralConfig(**(TEXT | experts), num_key_value_heads=2))
 
 
 def _t5() -> Any:
@@ -67,88 +53,41 @@ def _t5() -> Any:
 
 
 def _vit() -> Any:
-    config = hf.ViTConfig(
-        hidden_size=32,
-        intermediate_size=40,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        image_size=16,
-        patch_size=4,
-        num_labels=5,
-    )
-    return hf.ViTForImageClassification(config)
+    return hf.ViTForImageClassification(hf.ViTConfig(**VISION, patch_size=4, num_labels=5))
 
 
 def _clip() -> Any:
-    text = dict(vocab_size=48, hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4)
-    vision = dict(hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4, image_size=16, patch_size=4)
-    return hf.CLIPModel(hf.CLIPConfig(text_config=text, vision_config=vision, projection_dim=24))
+    return hf.CLIPModel(hf.CLIPConfig(text_config=TEXT, vision_config=dict(VISION, patch_size=4), projection_dim=24))
 
 
 def _whisper() -> Any:
-    config = hf.WhisperConfig(
-        vocab_size=48,
-        num_mel_bins=8,
-        d_model=32,
-        encoder_layers=2,
-        decoder_layers=2,
-        encoder_attention_heads=4,
-        decoder_attention_heads=4,
-        encoder_ffn_dim=40,
-        decoder_ffn_dim=40,
-        max_source_positions=16,
-        max_target_positions=16,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        decoder_start_token_id=1,
-    )
+    halves = {
+        f"{half}_{name}": value
+        for half in ("encoder", "decoder")
+        for name, value in (("layers", 2), ("attention_heads", 4), ("ffn_dim", 40))
+    }
+    tokens = dict(vocab_size=48, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1)
+    config = hf.WhisperConfig(**halves, **tokens, num_mel_bins=8, d_model=32, max_source_positions=16, max_target_positions=16)
     return hf.WhisperForConditionalGeneration(config)
 
 
 def _llava() -> Any:
-    text = hf.LlamaConfig(
-        vocab_size=48, hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
-    )
-    vision = hf.CLIPVisionConfig(
-        hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4, image_size=16, patch_size=8
-    )
+    text = hf.LlamaConfig(**TEXT, num_key_value_heads=2)
+    vision = hf.CLIPVisionConfig(**(VISION | dict(hidden_size=24, patch_size=8)))
     config = hf.LlavaConfig(text_config=text, vision_config=vision, image_token_index=47, vision_feature_layer=-1)
     return hf.LlavaForConditionalGeneration(config)
 
 
 def _qwen_vl() -> Any:
-    config = hf.Qwen2VLConfig(
-        text_config=dict(
-            vocab_size=48,
-            hidden_size=32,
-            intermediate_size=40,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            rope_scaling={"type": "mrope", "mrope_section": [1, 1, 2], "rope_type": "default"},
-        ),
-        vision_config=dict(
-            depth=2, embed_dim=32, hidden_size=32, num_heads=4, patch_size=4, spatial_merge_size=2, temporal_patch_size=2
-        ),
-    )
-    return hf.Qwen2VLForConditionalGeneration(config)
+    rope = {"type": "mrope", "mrope_section": [1, 1, 2], "rope_type": "default"}
+    vision = dict(depth=2, embed_dim=32, hidden_size=32, num_heads=4, patch_size=4, spatial_merge_size=2, temporal_patch_size=2)
+    text = dict(TEXT, num_key_value_heads=2, rope_scaling=rope)
+    return hf.Qwen2VLForConditionalGeneration(hf.Qwen2VLConfig(text_config=text, vision_config=vision))
 
 
 def _qwen_moe() -> Any:
-    config = hf.Qwen2MoeConfig(
-        vocab_size=48,
-        hidden_size=32,
-        intermediate_size=40,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        num_experts=3,
-        num_experts_per_tok=2,
-        moe_intermediate_size=16,
-        shared_expert_intermediate_size=24,
-    )
-    return hf.Qwen2MoeForCausalLM(config)
+    experts = dict(num_experts=3, num_experts_per_tok=2, moe_intermediate_size=16, shared_expert_intermediate_size=24)
+    return hf.Qwen2MoeForCausalLM(hf.Qwen2MoeConfig(**TEXT, **experts, num_key_value_heads=2))
 
 
 def _pixels(size: int = 16) -> Tensor:
@@ -177,8 +116,8 @@ def _loader(kind: Any) -> Callable[[str], Any]:
 
 
 FAMILIES: dict[str, Family] = {
-    "llama": Family(_llama(), _loader(hf.LlamaForCausalLM), _text, "all-linear"),
-    "llama tied": Family(_llama(tie_word_embeddings=True), _loader(hf.LlamaForCausalLM), _text, ["q_proj", "down_proj"]),
+    "llama": Family(llama, _loader(hf.LlamaForCausalLM), _text, "all-linear"),
+    "llama tied": Family(lambda: llama(tie_word_embeddings=True), _loader(hf.LlamaForCausalLM), _text, ["q_proj", "down_proj"]),
     "gpt2": Family(_gpt2, _loader(hf.GPT2LMHeadModel), _text, ["c_attn", "c_proj", "c_fc"]),
     "mixtral": Family(_mixtral, _loader(hf.MixtralForCausalLM), _text, ["q_proj", "o_proj"]),
     "t5": Family(

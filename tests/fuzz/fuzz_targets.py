@@ -220,7 +220,7 @@ TARGETS = {
             mutations.mutate_safetensors,
             _HEADER_WORDS,
             (stored, impostors),
-            ("is_safetensors", "_OpenFile", "_StoredTensor", "read_scalar", "map_safetensors", "refuse_impostor_file"),
+            ("is_safetensors", "OpenFile", "StoredTensor", "read_scalar", "map_safetensors", "refuse_impostor_file"),
         ),
         Target(
             "adapter-config",

@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,13 +17,7 @@ from robustmerge_kit.output.config import exactly
 
 TOKEN = "hf_abcdefghijklmnopqrstuvwxyzABCDEFGH"
 
-
-@pytest.fixture(autouse=True)
-def _same_handler() -> Iterator[None]:
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
+pytestmark = pytest.mark.usefixtures("same_handler")
 
 SHOWN = [
     ("plain text", "plain text"),

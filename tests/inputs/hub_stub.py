@@ -2,17 +2,17 @@
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from local_server import hub_environment, listening
 
 MAIN, OLD = "a" * 40, "b" * 40
 
@@ -94,16 +94,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
 
 @contextmanager
 def serving(hub: Hub) -> Iterator[Hub]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
-    hub.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with listening(_handler(hub)) as hub.url:
         yield hub
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 CHILD = """
@@ -128,19 +120,10 @@ def resolve_in_child(
     url: str, home: Path, references: list[str], cwd: Path | None = None, **environment: str
 ) -> list[dict[str, Any]]:
     """What `resolve` says in a fresh process whose environment names this Hub and this cache."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
-    env |= {
-        "HF_ENDPOINT": url,
-        "HF_HOME": str(home),
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        **environment,
-    }
-    env["PYTHONPATH"] = str(Path(__file__).parents[2])
     (cwd or home).mkdir(parents=True, exist_ok=True)
     done = subprocess.run(
         [sys.executable, "-c", CHILD, *references],
-        env=env,
+        env=hub_environment(url, home, HF_HUB_DISABLE_PROGRESS_BARS="1", **environment),
         cwd=cwd or home,
         capture_output=True,
         text=True,

@@ -1,7 +1,6 @@
 """Base models from the Hub, against a stub on 127.0.0.1: one form of the weights is fetched, the commit is recorded."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from hub_stub import MAIN, Hub, serving
+from local_server import hub_environment
 from small_adapters import read_deltas, write_adapter
 from small_bases import read_weights, tensors, write_base
 
@@ -34,8 +34,7 @@ def fold(hub: Hub, place: Path, base: str, **environment: str) -> subprocess.Com
     write_adapter(place / "a")
     recipe = {"merge_method": "linear", "base_model": base, "adapters": ["a"], "output": {"kind": "model"}}
     (place / "r.yaml").write_text(json.dumps(recipe))
-    variables = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
-    variables |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(place / "hf"), "PYTHONPATH": str(ROOT), **environment}
+    variables = hub_environment(hub.url, place / "hf", **environment)
     command = [sys.executable, "-m", "robustmerge_kit", "run", "r.yaml", "out", "--overwrite", "-q"]
     return subprocess.run(command, cwd=place, env=variables, capture_output=True, text=True, timeout=120)
 

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from hub_stub import MAIN, Hub, serving
+from local_server import hub_environment
 from small_adapters import write_adapter
 
 from robustmerge_kit.recipe import load_recipe
@@ -37,11 +37,9 @@ def test_the_papers_recipe_against_a_hub(command: str, tmp_path: Path) -> None:
     repositories = {name: repository(tmp_path / name, seed) for seed, name in enumerate(names)}
     out = tmp_path / "llava-lora-out"
     with serving(Hub(repositories)) as hub:
-        env = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-        env |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
         done = subprocess.run(
             [sys.executable, "-m", "robustmerge_kit", command, str(RECIPE), str(out), "--json"],
-            env=env,
+            env=hub_environment(hub.url, tmp_path / "cache"),
             capture_output=True,
             text=True,
             check=False,

@@ -1,7 +1,6 @@
 """Recipes on the Hub, against a stub on 127.0.0.1: each answer comes from a fresh process that knows only this Hub."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 from hub_stub import MAIN, OLD, Hub, serving
+from local_server import hub_environment
 from small_adapters import write_adapter
 
 ROOT = Path(__file__).parents[2]
@@ -58,15 +58,10 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
         yield running
 
 
-def environment(hub: Hub, home: Path, **more: str) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
-    return kept | {"HF_ENDPOINT": hub.url, "HF_HOME": str(home / "hub"), "PYTHONPATH": str(ROOT), **more}
-
-
 def load(hub: Hub, place: Path, *references: str, commits: dict[str, str] | None = None, **more: str) -> list[dict[str, Any]]:
     done = subprocess.run(
         [sys.executable, "-c", CHILD, json.dumps(commits or {}), *references],
-        env=environment(hub, place, **more),
+        env=hub_environment(hub.url, place / "hub", **more),
         cwd=place,
         capture_output=True,
         text=True,
@@ -80,7 +75,7 @@ def load(hub: Hub, place: Path, *references: str, commits: dict[str, str] | None
 def rmkit(hub: Hub, place: Path, *words: str, **more: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-m", "robustmerge_kit", *words],
-        env=environment(hub, place, **more),
+        env=hub_environment(hub.url, place / "hub", **more),
         cwd=place,
         capture_output=True,
         text=True,

@@ -3,17 +3,18 @@
 import base64
 import hashlib
 import json
-import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from command_line import Answer
+from local_server import hub_environment, listening
 
 TOKEN = "hf_" + "writesWritesWritesWrites"
 READER = "hf_" + "readsOnlyReadsOnlyReads1"
@@ -162,40 +163,13 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
 
 @contextmanager
 def serving(hub: Hub) -> Iterator[Hub]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
-    hub.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with listening(_handler(hub)) as hub.url:
         yield hub
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
-@dataclass(frozen=True)
-class Said:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> dict[str, Any]:
-        return json.loads(self.out)
-
-
-def push(hub: Hub, home: Path, *arguments: str, token: str | None = TOKEN, **environment: str) -> Said:
+def push(hub: Hub, home: Path, *arguments: str, token: str | None = TOKEN, **environment: str) -> Answer:
     """What `rmkit push` says in a process whose environment names this Hub."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
-    env |= {
-        "HF_ENDPOINT": hub.url,
-        "HF_HOME": str(home / "hf"),
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_XET": "1",
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-        **environment,
-    }
+    env = hub_environment(hub.url, home / "hf", **environment)
     if token is not None:
         env["HF_TOKEN"] = token
     done = subprocess.run(
@@ -206,4 +180,4 @@ def push(hub: Hub, home: Path, *arguments: str, token: str | None = TOKEN, **env
         timeout=120,
         check=False,
     )
-    return Said(done.returncode, done.stdout, done.stderr)
+    return Answer(done.returncode, done.stdout, done.stderr)

@@ -11,7 +11,7 @@ from robustmerge_kit.methods import BUILTIN
 from robustmerge_kit.recipe import load_recipe
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
-FILES = sorted(RECIPES.rglob("*.yaml"))
+FILES = sorted(file for file in RECIPES.rglob("*.yaml") if not file.name.endswith(".best.yaml"))
 NAMES = [file.relative_to(RECIPES).as_posix() for file in FILES]
 
 

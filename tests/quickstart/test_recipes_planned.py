@@ -11,7 +11,7 @@ from robustmerge_kit.merge import prepare
 from robustmerge_kit.recipe import json_schema, load_recipe
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
-FILES = sorted(RECIPES.rglob("*.yaml"))
+FILES = sorted(file for file in RECIPES.rglob("*.yaml") if not file.name.endswith(".best.yaml"))
 LOCAL = [file for file in FILES if not any(entry.adapter.startswith("AuroraZengfh/") for entry in load_recipe(file).adapters)]
 
 

@@ -130,8 +130,11 @@ WRONG = [
         ["recipe:1:15: magnitude_prune needs the parameter density\nhint: add it under parameters: {density: ..}"],
     ),
     ("merge_method: slerp\nadapters: [a]\nparameters: {t: 0.5}\n", ["recipe:2:1: slerp merges 2 adapters, got 1"]),
-    # keys of other versions
-    (HEAD + "sweep: {}\n", ["recipe:3:1: 'sweep' is not available in this version"]),
+    # sections of their own, see tests/sweep
+    (
+        HEAD + "sweep: {}\n",
+        ["recipe:3:8: the key 'evaluate' is missing in sweep", "recipe:3:8: the key 'search' is missing in sweep"],
+    ),
     (HEAD + "dora: full\n", ["recipe:3:7: dora must be delta, got 'full'"]),
     (
         "merge_method: linear\nadapters: [{adapter: a, expert_axes: 1, expert_layout: mlx}]\n",

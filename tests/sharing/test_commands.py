@@ -1,32 +1,14 @@
 """--set and references on the command line: exit code, stdout, stderr."""
 
 import json
-import signal
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from command_line import Call
 from second_repository import make_repository
 from small_adapters import write_adapter
 
 from robustmerge_kit import git as rooms
-from robustmerge_kit.cli import rmkit
-from robustmerge_kit.cli.failures import guarded
-
-Call = Callable[[str], tuple[int, str, str]]
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Iterator[Call]:
-    before = signal.getsignal(signal.SIGTERM)
-
-    def run(line: str) -> tuple[int, str, str]:
-        code = guarded(rmkit, line.split())
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    yield run
-    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture
@@ -70,9 +52,9 @@ def test_lines(line: str, place: Path, call: Call) -> None:
         return text.replace("SECOND", str(place / "second")).replace("HERE", str(place))
 
     answer = call(written(line))
-    assert written(part) in answer[1] + answer[2]
-    assert answer[0] == code
-    assert "Traceback" not in answer[2]
+    assert written(part) in answer.out + answer.err
+    assert answer.code == code
+    assert "Traceback" not in answer.err
 
 
 def test_run_by_reference_writes_into_the_working_folder(place: Path, call: Call) -> None:

@@ -1,44 +1,18 @@
 """`rmkit lock`, `rmkit lock --check` and `rmkit run --locked`: what is pinned, what is refused, that bytes come back."""
 
 import json
-import signal
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import Call
 from second_repository import commit, head, make_repository
 from small_adapters import content, write_adapter, write_recipe
 
 from robustmerge_kit import __version__, lock
 from robustmerge_kit import git as rooms
-from robustmerge_kit.cli import rmkit
-from robustmerge_kit.cli.failures import guarded
 from robustmerge_kit.errors import UsageError
-
-
-@dataclass
-class Answer:
-    code: int
-    out: str
-    err: str
-
-
-Call = Callable[..., Answer]
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Iterator[Call]:
-    before = signal.getsignal(signal.SIGTERM)
-
-    def run(line: str) -> Answer:
-        code = guarded(rmkit, line.split())
-        captured = capsys.readouterr()
-        return Answer(code, captured.out, captured.err)
-
-    yield run
-    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture

@@ -1,13 +1,13 @@
 """Recipes behind web addresses, from a server on 127.0.0.1: what is taken, what is refused, what is told."""
 
-import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
+from local_server import listening
 from small_adapters import write_adapter
 
 from robustmerge_kit import web
@@ -47,15 +47,8 @@ def server(answers: Answers, requests: list[tuple[str, str]]) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(body)
 
-    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=running.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{running.server_port}"
-    finally:
-        running.shutdown()
-        running.server_close()
-        thread.join()
+    with listening(Handler) as address:
+        yield address
 
 
 def refusal(call: Callable[[], object]) -> str:
@@ -167,20 +160,11 @@ def test_a_server_that_is_silent_or_slow_is_given_up(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(web, "SILENCE", 0.5)
     monkeypatch.setattr(web, "DEADLINE", 0.3)
-    running = ThreadingHTTPServer(("127.0.0.1", 0), Slow)
-    running.daemon_threads = True
-    running.block_on_close = False
-    thread = threading.Thread(target=running.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with listening(Slow) as address:
         started = time.monotonic()
         for path, message in (("/drop", "is not there after"), ("/silent", "cannot be fetched (TimeoutError")):
-            assert message in refusal(lambda path=path: web.fetch(f"http://127.0.0.1:{running.server_port}{path}", 1000))
+            assert message in refusal(lambda path=path: web.fetch(f"{address}{path}", 1000))
         assert time.monotonic() - started < 5
-    finally:
-        running.shutdown()
-        running.server_close()
-        thread.join()
 
 
 ADDRESSES = {

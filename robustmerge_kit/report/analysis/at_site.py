@@ -52,11 +52,7 @@ def _look(loaded: Sequence[LoadedSite], shared: Sequence[Sites]) -> Found:
     if not here.present:
         empty = tuple(nothing(None, adapters) for _ in loaded)
         return Found(_site(here.step, [None] * len(adapters), [], Signs(rows=0, cancelled=None, error=0.0), empty), {})
-    stack, draws = shared[0].stack([here], shared[0].device)
-    stack, base = on_base(here, stack)
-    shares: tuple[float | None, ...] = ()
-    if base is not None:
-        stack, shares = as_factors(stack, base, draws)
+    stack, draws, shares = _stacked(here, shared[0])
     indices = [here.step.members[i].index for i in here.present]
     updates = Updates(core(stack), indices)
     stored = {index: here.factors[i] for i, index in zip(here.present, indices, strict=True) if index in updates.each}
@@ -65,11 +61,29 @@ def _look(loaded: Sequence[LoadedSite], shared: Sequence[Sites]) -> Found:
     known = [_update(t, updates, values, spectra, indices) for t in adapters]
     signs = count_signs(stack)
     pairs = [_with_signs(pair, signs, indices) for pair in compare(updates)]
-    merges = tuple(_merge(each, plan, updates, adapters) for each, plan in zip(loaded, shared, strict=True))
+    merges = tuple(merge_at(each, plan, updates, adapters) for each, plan in zip(loaded, shared, strict=True))
     said = Signs(rows=signs.rows, cancelled=signs.cancelled, error=float(signs.error.nan_to_num().max()))
     counted = {index: Histograms(a.counts, b.counts) for index, (a, b) in values.items()}
     held = min((share for share in shares if share is not None), default=1.0)
     return Found(_site(here.step, known, pairs, said, merges), counted, held)
+
+
+def _stacked(here: LoadedSite, shared: Sites) -> tuple[FactorStack, KeyedDraws, tuple[float | None, ...]]:
+    """The updates of a site as factors, its random numbers, and what factors hold of DoRA updates."""
+    stack, draws = shared.stack([here], shared.device)
+    stack, base = on_base(here, stack)
+    if base is None:
+        return stack, draws, ()
+    stack, shares = as_factors(stack, base, draws)
+    return stack, draws, shares
+
+
+def updates_at(here: LoadedSite, shared: Sites) -> Updates | None:
+    """The updates of a site; None where all of them are zero."""
+    if not here.present:
+        return None
+    stack, _, _ = _stacked(here, shared)
+    return Updates(core(stack), [here.step.members[i].index for i in here.present])
 
 
 def _spectra(here: LoadedSite, stack: FactorStack, draws: KeyedDraws) -> tuple[list[Spectrum], list[Spectrum]]:
@@ -109,9 +123,10 @@ def _with_signs(pair: Pair, signs: SignCounts, indices: Sequence[int]) -> Pair:
     return pair.model_copy(update={"sign_conflict": None if conflict != conflict else conflict})
 
 
-def _merge(here: LoadedSite, plan: Sites, updates: Updates, adapters: range) -> Merge:
+def merge_at(here: LoadedSite, plan: Sites, updates: Updates | None, adapters: range) -> Merge:
+    """What the merge of a plan does to the updates of a site."""
     step = here.step
-    if not here.present:
+    if updates is None or not here.present:
         return nothing(updates, adapters)
     merged, draws = plan.merge([here], plan.device)
     cut = step.full_rank if step.cut is None else step.cut

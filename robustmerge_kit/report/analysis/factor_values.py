@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from ...factors import FactorStack
 from ...method import Draws, Params
@@ -33,10 +32,10 @@ class Values(NamedTuple):
     """
 
     facts: FactorValues
-    counts: Tensor
+    counts: torch.Tensor
 
 
-def look_at(x: Float[Tensor, "rows cols"]) -> Values:
+def look_at(x: Float[torch.Tensor, "rows cols"]) -> Values:
     """The distribution of a factor's values in units of their root mean square; a factor of zeros has no shape."""
     values = x.detach().float()
     squares = values.square()
@@ -51,7 +50,7 @@ def look_at(x: Float[Tensor, "rows cols"]) -> Values:
     return Values(FactorValues(rms=rms, largest=largest, kurtosis=kurtosis), counts.double().cpu())
 
 
-def _mean(x: Float[Tensor, "rows cols"]) -> float:
+def _mean(x: Float[torch.Tensor, "rows cols"]) -> float:
     """The mean of all entries, rows first: float64 is only needed for many terms, and slow."""
     return float(x.mean(-1).mean(dtype=torch.float64))
 

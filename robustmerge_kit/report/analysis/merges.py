@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment
-from torch import Tensor
 
 from ...factors import Spectral
 from .records import Direction, Merge, TaskInMerge
@@ -59,12 +58,14 @@ def judge(merged: MergedUpdate, updates: Updates, places: range) -> Merge:
     )
 
 
-def _in_core(basis: Tensor, other: Tensor, vectors: Float[Tensor, "q k"]) -> Float[Tensor, "q_core k"]:
+def _in_core(basis: torch.Tensor, other: torch.Tensor, vectors: Float[torch.Tensor, "q k"]) -> Float[torch.Tensor, "q_core k"]:
     """Columns other @ vectors in the coordinates of an orthonormal basis; what lies outside of its span is left out."""
     return (basis.mT.to(other) @ other).double().cpu() @ vectors.double().cpu()
 
 
-def _task(update: Svd, crossed: Float[Tensor, "k_t k"], turned: Float[Tensor, "k_t k"], s: Float[Tensor, "k"]) -> TaskInMerge:
+def _task(
+    update: Svd, crossed: Float[torch.Tensor, "k_t k"], turned: Float[torch.Tensor, "k_t k"], s: Float[torch.Tensor, "k"]
+) -> TaskInMerge:
     inner = float(update.s @ (crossed * turned) @ s)
     size = update.energy
     projection = inner / size
@@ -90,7 +91,10 @@ def destroyed(projection: float, crosstalk: float) -> float:
 
 
 def match(
-    original: Float[Tensor, "k_t"], left: Float[Tensor, "k_t k"], right: Float[Tensor, "k_t k"], s: Float[Tensor, "k"]
+    original: Float[torch.Tensor, "k_t"],
+    left: Float[torch.Tensor, "k_t k"],
+    right: Float[torch.Tensor, "k_t k"],
+    s: Float[torch.Tensor, "k"],
 ) -> tuple[Direction, Direction | None]:
     """How the directions of an update are found again: the first one, and the mean of the others, None if there is none.
 
@@ -107,12 +111,12 @@ def match(
     return top, _direction(figures[1:].mean(0)) if len(original) > 1 else None
 
 
-def _direction(figures: Float[Tensor, "3"]) -> Direction:
+def _direction(figures: Float[torch.Tensor, "3"]) -> Direction:
     left, right, ratio = figures.tolist()
     return Direction(left=min(1.0, left), right=min(1.0, right), ratio=ratio)
 
 
-def _outside(updates: Updates, left: Tensor, right: Tensor, s: Tensor) -> float:
+def _outside(updates: Updates, left: torch.Tensor, right: torch.Tensor, s: torch.Tensor) -> float:
     """Share of the energy of the merged update beyond the joint subspaces of all updates."""
     outputs, inputs = updates.joint
     inside = (outputs.mT @ left * s) @ (inputs.mT @ right).mT

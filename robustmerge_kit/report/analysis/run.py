@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 
 import torch
 
-from ...execute import survey_spectra
+from ...execute import decide_ranks
 from ...flow import Flow
 from ...hashing import Hashing
-from ...plan import Plan, SiteStep, gather, make_plan, settle_ranks
+from ...plan import Plan, SiteStep, gather, make_plan
 from ...recipe import Recipe
-from ...resources import Resources
+from ...resources import Resources, available_cores
 from ...sites import Sites
 from .at_site import Found, Job, look
 from .comparison import Candidate, plan_candidate
@@ -40,7 +39,7 @@ def analyze(
 
     Raises: RmkitError; every mistake of the user's is reported before any weight is read.
     """
-    resources = resources or Resources(workers=len(os.sched_getaffinity(0)))
+    resources = resources or Resources(workers=available_cores())
     inputs = gather(recipe)
     with Hashing(inputs) as hashing:
         plans = [make_plan(recipe, inputs)]
@@ -49,16 +48,9 @@ def analyze(
         identities = [adapter.label for adapter in inputs.adapters]
         if any(plan.random for plan in plans):
             identities = hashing.identities()
-        plans = [_with_ranks(plan, identities, resources) for plan in plans]
+        plans = [decide_ranks(plan, identities, resources) for plan in plans]
         sites, histograms, held = _look_at_all(plans, identities, resources, observe)
     return describe(plans, candidates, sites, histograms, held)
-
-
-def _with_ranks(plan: Plan, identities: Sequence[str], resources: Resources) -> Plan:
-    """The plan with the rank of every site decided, where that takes the data by one more pass over them."""
-    if not plan.rank_depends_on_data:
-        return plan
-    return settle_ranks(plan, survey_spectra(plan, identities, resources))
 
 
 def _look_at_all(

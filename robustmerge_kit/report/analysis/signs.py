@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from ...factors import FactorStack
 
@@ -28,8 +27,8 @@ class SignCounts:
     """
 
     rows: int
-    conflict: Float[Tensor, "n n"]
-    error: Float[Tensor, "n n"]
+    conflict: Float[torch.Tensor, "n n"]
+    error: Float[torch.Tensor, "n n"]
     cancelled: float | None
 
 
@@ -45,8 +44,8 @@ def count_signs(stack: FactorStack) -> SignCounts:
     a = [stack.folded_a(t) for t in range(n)]
     b = [stack.folded_b(t)[chosen] for t in range(n)]
     block = max(1, BLOCK_ENTRIES // (n * stack.d_in))
-    balances: list[Tensor] = []
-    counted: list[Tensor] = []
+    balances: list[torch.Tensor] = []
+    counted: list[torch.Tensor] = []
     magnitude = summed = 0.0
     x = a[0].new_empty(n, min(block, len(chosen)), stack.d_in)
     for start in range(0, len(chosen), block):
@@ -68,12 +67,14 @@ def count_signs(stack: FactorStack) -> SignCounts:
     )
 
 
-def _total(x: Tensor) -> float:
+def _total(x: torch.Tensor) -> float:
     """The sum of all entries, rows first: float64 is only needed for many terms, and slow."""
     return float(x.sum(-1).sum(dtype=torch.float64))
 
 
-def _counted(signs: Float[Tensor, "rows n d_in"], balance: Float[Tensor, "rows n n"]) -> Float[Tensor, "rows n n"]:
+def _counted(
+    signs: Float[torch.Tensor, "rows n d_in"], balance: Float[torch.Tensor, "rows n n"]
+) -> Float[torch.Tensor, "rows n n"]:
     """Entries where neither of two is 0; the diagonal of the balance tells whether any is."""
     full = float(signs.shape[-1])
     if bool((balance.diagonal(dim1=-2, dim2=-1) == full).all()):
@@ -82,11 +83,11 @@ def _counted(signs: Float[Tensor, "rows n d_in"], balance: Float[Tensor, "rows n
     return there @ there.mT
 
 
-def _opposite(balance: Tensor, entries: Tensor) -> tuple[Tensor, Tensor]:
+def _opposite(balance: torch.Tensor, entries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (entries - balance) / 2, entries
 
 
-def _error(opposite: Tensor, entries: Tensor, conflict: Tensor, d_out: int) -> Tensor:
+def _error(opposite: torch.Tensor, entries: torch.Tensor, conflict: torch.Tensor, d_out: int) -> torch.Tensor:
     """Standard error of a ratio estimated from rows drawn without replacement."""
     rows = len(opposite)
     if rows == d_out:
@@ -95,7 +96,7 @@ def _error(opposite: Tensor, entries: Tensor, conflict: Tensor, d_out: int) -> T
     return (spread / rows * (1 - rows / d_out)).sqrt() / entries.mean(0)
 
 
-def _rows(d_out: int) -> Tensor:
+def _rows(d_out: int) -> torch.Tensor:
     """Which rows to look at: all, or drawn without replacement, since evenly spaced ones would meet the same place of every
     attention head.
     """

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from torch import Tensor
+import torch
 
 from .factor_values import EDGES
 from .merges import destroyed, total_energy
@@ -19,8 +19,8 @@ class Histograms(NamedTuple):
     Shapes: a, b (bins,).
     """
 
-    a: Tensor
-    b: Tensor
+    a: torch.Tensor
+    b: torch.Tensor
 
     def plus(self, other: Histograms) -> Histograms:
         """Both together."""
@@ -33,6 +33,7 @@ def total(sites: Sequence[Site], histograms: Sequence[Histograms | None]) -> Tot
     updates = [[site.updates[t] for site in sites] for t in adapters]
     norms = [_norm(update.norm for update in each if update) for each in updates]
     positive = [norm for norm in norms if norm]
+    sizes = [[update.norm if update else None for update in site.updates] for site in sites]
     merged = [[site.merges[m] for site in sites] for m in range(len(sites[0].merges))] if sites else []
     return Totals(
         bins=EDGES,
@@ -40,7 +41,7 @@ def total(sites: Sequence[Site], histograms: Sequence[Histograms | None]) -> Tot
         cancelled=_weighted((site.signs.cancelled, site.d_out * site.d_in) for site in sites),
         updates=tuple(_update(each, found) for each, found in zip(updates, histograms, strict=True)),
         pairs=tuple(_pairs(sites, norms)),
-        merges=tuple(_merge(each, [site.updates for site in sites], norms) for each in merged),
+        merges=tuple(total_merge(each, sizes, norms) for each in merged),
     )
 
 
@@ -63,7 +64,7 @@ def _update(each: Sequence[Update | None], histograms: Histograms | None) -> Upd
     )
 
 
-def _values(each: Sequence[FactorValues], counts: Tensor) -> FactorValues:
+def _values(each: Sequence[FactorValues], counts: torch.Tensor) -> FactorValues:
     shares = counts / counts.sum()
     return FactorValues(
         rms=_mean(values.rms**2 for values in each) ** 0.5,
@@ -119,7 +120,8 @@ def _subspaces(each: Sequence[Subspaces]) -> Subspaces:
 # --- merges -----------------------------------------------------------------------------------------------------------
 
 
-def _merge(each: Sequence[Merge], updates: Sequence[Sequence[Update | None]], norms: Sequence[float]) -> Merge:
+def total_merge(each: Sequence[Merge], sizes: Sequence[Sequence[float | None]], norms: Sequence[float]) -> Merge:
+    """One merge over all sites. sizes: norms of the updates at every site; norms: of the updates over all sites."""
     known = [merge for merge in each if merge.norm]
     whole = [merge.norm**2 / merge.kept for merge in known]
     norm = _norm(merge.norm for merge in known)
@@ -133,14 +135,14 @@ def _merge(each: Sequence[Merge], updates: Sequence[Sequence[Update | None]], no
         spectrum=_mean_by_place([merge.spectrum for merge in each]),
         energy=total_energy([(merge.spectrum, energy) for merge, energy in seen]),
         tasks=tuple(
-            _task([(merge.tasks[t], present[t]) for merge, present in zip(each, updates, strict=True)], norms[t], norm)
+            _task([(merge.tasks[t], present[t]) for merge, present in zip(each, sizes, strict=True)], norms[t], norm)
             for t in range(len(norms))
         ),
     )
 
 
-def _task(each: Sequence[tuple[TaskInMerge | None, Update | None]], size: float, norm: float) -> TaskInMerge | None:
-    known = [(task, update.norm**2) for task, update in each if task and update]
+def _task(each: Sequence[tuple[TaskInMerge | None, float | None]], size: float, norm: float) -> TaskInMerge | None:
+    known = [(task, norm_here**2) for task, norm_here in each if task and norm_here is not None]
     if not known:
         return None
     whole = size**2

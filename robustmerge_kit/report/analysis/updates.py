@@ -9,7 +9,6 @@ from statistics import median
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from ...factors import Core, svd
 from .records import Pair, Subspaces
@@ -22,9 +21,9 @@ class Svd:
     Shapes: u (q_b, k), s (k,) descending and positive, v (q_a, k); float64.
     """
 
-    u: Float[Tensor, "q_b k"]
-    s: Float[Tensor, "k"]
-    v: Float[Tensor, "q_a k"]
+    u: Float[torch.Tensor, "q_b k"]
+    s: Float[torch.Tensor, "k"]
+    v: Float[torch.Tensor, "q_a k"]
 
     @property
     def rank(self) -> int:
@@ -57,17 +56,17 @@ class Updates:
         return [update.rank for update in self.each.values()]
 
     @cached_property
-    def u(self) -> Float[Tensor, "q_b K"]:
+    def u(self) -> Float[torch.Tensor, "q_b K"]:
         """Left singular vectors of all updates side by side."""
         return torch.cat([update.u for update in self.each.values()], -1)
 
     @cached_property
-    def v(self) -> Float[Tensor, "q_a K"]:
+    def v(self) -> Float[torch.Tensor, "q_a K"]:
         """Right singular vectors of all updates side by side."""
         return torch.cat([update.v for update in self.each.values()], -1)
 
     @cached_property
-    def joint(self) -> tuple[Float[Tensor, "q_b k_b"], Float[Tensor, "q_a k_a"]]:
+    def joint(self) -> tuple[Float[torch.Tensor, "q_b k_b"], Float[torch.Tensor, "q_a k_a"]]:
         """Orthonormal bases of all outputs and of all inputs that any update uses."""
         return _span(self.u, self.eps), _span(self.v, self.eps)
 
@@ -111,35 +110,35 @@ def compare(updates: Updates) -> list[Pair]:
     return found
 
 
-def subspaces(cosines: Float[Tensor, "k"]) -> Subspaces:
+def subspaces(cosines: Float[torch.Tensor, "k"]) -> Subspaces:
     """What is said of the principal angles with these cosines, which descend."""
     angles: list[float] = degrees(cosines).tolist()
     overlap = float(cosines.clamp(0, 1).square().mean())
     return Subspaces(overlap=overlap, smallest=angles[0], median=median(angles), largest=angles[-1])
 
 
-def degrees(cosines: Float[Tensor, "k"]) -> Float[Tensor, "k"]:
+def degrees(cosines: Float[torch.Tensor, "k"]) -> Float[torch.Tensor, "k"]:
     """Angles in degrees, ascending."""
     return torch.rad2deg(torch.acos(cosines.clamp(0, 1)))
 
 
-def _blocks(x: Tensor, ranks: Sequence[int]) -> list[tuple[Tensor, ...]]:
+def _blocks(x: torch.Tensor, ranks: Sequence[int]) -> list[tuple[torch.Tensor, ...]]:
     return [rows.split(list(ranks), -1) for rows in x.split(list(ranks), -2)]
 
 
-def _singular_values(matrices: Sequence[Tensor]) -> list[Tensor]:
+def _singular_values(matrices: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Singular values of each; those of one shape in one call."""
     shapes: dict[torch.Size, list[int]] = {}
     for index, matrix in enumerate(matrices):
         shapes.setdefault(matrix.shape, []).append(index)
-    found: dict[int, Tensor] = {}
+    found: dict[int, torch.Tensor] = {}
     for places in shapes.values():
         values = torch.linalg.svdvals(torch.stack([matrices[index] for index in places]))
         found.update(zip(places, values, strict=True))
     return [found[index] for index in range(len(matrices))]
 
 
-def _span(x: Float[Tensor, "q k"], eps: float) -> Float[Tensor, "q p"]:
+def _span(x: Float[torch.Tensor, "q k"], eps: float) -> Float[torch.Tensor, "q p"]:
     """An orthonormal basis of the columns' span, its rank judged at the precision of the inputs."""
     u, s, _ = svd(x, eps)
     return u[:, s > 0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ import torch
 from ...adapters import Adapter, SiteFactors, align, find_zeros
 from ...errors import InputError
 from ...flow import Flow
+from ...resources import available_cores
 from ...shards import TensorRef
 from .dense import compare_tensors, pair_up
 from .records import Comparison, Difference, Figures, Observe, Operand, Ranks, Side, Status, largest_first
@@ -83,7 +83,7 @@ def _compare_sites(pairs: Sequence[_Pair], workers: int | None, observe: Observe
         load=lambda pair: [site.read() if site else None for site in pair[1:]],
         work=_compare,
         store=store,
-        workers=workers or len(os.sched_getaffinity(0)),
+        workers=workers or available_cores(),
         limit=IN_FLIGHT,
     )
     flow.run(pairs, enter_worker=lambda: torch.set_num_threads(1))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import torch
-from torch import Tensor
 
 from ...flow import Flow
+from ...resources import available_cores
 from ...shards import TensorRef
 from .directions import count_directions
 from .records import Difference, Figures, Observe, Ranks, Side, Status
@@ -47,7 +46,7 @@ def compare_tensors(pairs: Sequence[Pair], workers: int | None, observe: Observe
         load=lambda pair: None,
         work=lambda pair, _: _compare(*pair, ranks),
         store=store,
-        workers=workers or len(os.sched_getaffinity(0)),
+        workers=workers or available_cores(),
         limit=1 << 62,
     )
     flow.run(pairs, enter_worker=lambda: torch.set_num_threads(1))
@@ -81,17 +80,17 @@ def _side(ref: TensorRef | None) -> Side | None:
     return Side(ref.spec.shape, ref.spec.dtype) if ref else None
 
 
-def _pieces(a: TensorRef, b: TensorRef) -> Iterator[tuple[Tensor, Tensor]]:
+def _pieces(a: TensorRef, b: TensorRef) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     for start in range(0, a.spec.numel, PIECE):
         stop = min(start + PIECE, a.spec.numel)
         yield a.read_flat(start, stop), b.read_flat(start, stop)
 
 
-def _same_bytes(x: Tensor, y: Tensor) -> bool:
+def _same_bytes(x: torch.Tensor, y: torch.Tensor) -> bool:
     return torch.equal(x.view(torch.uint8), y.view(torch.uint8))
 
 
-def compare_values(x: Tensor, y: Tensor) -> tuple[Figures, int]:
+def compare_values(x: torch.Tensor, y: torch.Tensor) -> tuple[Figures, int]:
     """Figures of two flat tensors, and how many positions are NaN or infinite in one of them and do not agree.
 
     Such positions do not enter the figures. NaN agrees with NaN, an infinity with itself.
@@ -107,10 +106,10 @@ def compare_values(x: Tensor, y: Tensor) -> tuple[Figures, int]:
     return _figures(x.masked_fill(bad, 0.0), y.masked_fill(bad, 0.0)), int((bad & ~agrees).sum())
 
 
-def _figures(x: Tensor, y: Tensor) -> Figures:
+def _figures(x: torch.Tensor, y: torch.Tensor) -> Figures:
     difference = y - x
     return Figures(*(float(torch.dot(p, q)) for p, q in ((x, x), (y, y), (difference, difference), (x, y))))
 
 
-def _float64(x: Tensor) -> Tensor:
+def _float64(x: torch.Tensor) -> torch.Tensor:
     return torch.view_as_real(x).reshape(-1).double() if x.is_complex() else x.double()

@@ -6,9 +6,8 @@ import math
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
 
-from ...factors import COMPUTE
+from ...factors import EPS
 from ...shards import TensorRef
 
 MOST = 64
@@ -59,11 +58,11 @@ def count_directions(a: TensorRef, b: TensorRef, elements: int) -> int | None:
     s = torch.linalg.svdvals(sketch)
     errors = sum(_ROUNDING * torch.finfo(dtype).eps ** 2 * total for dtype, total in zip(dtypes, squares, strict=True))
     noise = math.sqrt(errors / a.spec.numel) * (math.sqrt(shape[0]) + math.sqrt(shape[1]))
-    threshold = max(_MARGIN * noise, max(shape) * torch.finfo(COMPUTE).eps * float(s[0]))
+    threshold = max(_MARGIN * noise, max(shape) * EPS * float(s[0]))
     return min(MOST, int((s > threshold).sum()))
 
 
-def _rows(a: TensorRef, b: TensorRef, elements: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+def _rows(a: TensorRef, b: TensorRef, elements: int) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
     """Tiles of rows of both matrices in float32."""
     d_out, d_in = a.spec.shape
     height = max(1, elements // d_in)

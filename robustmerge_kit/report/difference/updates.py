@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
 
-from ...factors import COMPUTE, FactorStack, Weights, core
+from ...factors import EPS, FactorStack, Weights, core
 from .records import Figures, Ranks
 
-Factors = tuple[Float[Tensor, "*batch r d_in"], Float[Tensor, "*batch d_out r"], float]
+Factors = tuple[Float[torch.Tensor, "*batch r d_in"], Float[torch.Tensor, "*batch d_out r"], float]
 """A, B and scale: the update is scale * B A."""
 
 
@@ -37,7 +36,7 @@ def compare_updates(a: Factors | None, b: Factors | None) -> tuple[Figures, Rank
     m_a, m_b = (cores.pop(0) if each is not None else zero for each in (a, b))
     difference = m_b - m_a
     s_a, s_b, s_d = (torch.linalg.svdvals(m) for m in (m_a, m_b, difference))
-    eps = torch.finfo(COMPUTE).eps
+    eps = EPS
     largest = torch.maximum(s_a[..., :1], s_b[..., :1])
     figures = Figures(*(float(x.square().sum()) for x in (s_a, s_b, difference)), inner=float((m_a * m_b).sum()))
     return figures, Ranks(
@@ -47,5 +46,5 @@ def compare_updates(a: Factors | None, b: Factors | None) -> tuple[Figures, Rank
     )
 
 
-def _rank(s: Float[Tensor, "*batch k"], threshold: Float[Tensor, "*batch 1"]) -> int:
+def _rank(s: Float[torch.Tensor, "*batch k"], threshold: Float[torch.Tensor, "*batch 1"]) -> int:
     return int((s > threshold).sum(-1).max())

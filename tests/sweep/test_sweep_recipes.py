@@ -1,0 +1,227 @@
+"""The `sweep` section: what it may say, what is wrong in it and where, and the plain recipes of its trials."""
+
+from typing import Any
+
+import jsonschema
+import pytest
+
+from robustmerge_kit.errors import RecipeError, RmkitError
+from robustmerge_kit.recipe import Axis, json_schema, parse_recipe, plain_data, vary
+from robustmerge_kit.recipe.yaml_text import read_yaml
+
+HEAD = "merge_method: ties\nadapters: [a, {adapter: b, parameters: {density: 0.1}}]\nparameters: {density: 0.2}\n"
+TAIL = "  evaluate: diagnostics\n  trials: 5\n"
+
+
+def section(search: str, tail: str = TAIL, head: str = HEAD) -> str:
+    """A recipe whose search starts at line 6, column 5."""
+    lines = "".join(f"    {line}\n" for line in search.split("\n"))
+    return f"{head}sweep:\n  search:\n{lines}{tail}"
+
+
+def evaluated(by: str) -> str:
+    return section("density: [0.1]", f"  evaluate: {by}\n  trials: 5\n")
+
+
+GOOD = [
+    section("density: {low: 0.1, high: 1}"),
+    section("parameters.density: [0.1, 0.2, [0.1, 0.5], [{filter: q, value: 0.3}, {value: 0.1}]]"),
+    section("density: [{low: 0.1, high: 0.5}, 0.3, {low: 0.1, high: 1.0, step: 0.1}]"),
+    section("merge_method: [ties, linear, robustmerge]\nspace: [full, core, {ctm: {rank: 4}}]\ngain: {low: 0.1, high: 9, log: true}"),
+    section("adapters[0].parameters.weight: {low: 0, high: 2, step: 0.5}\noutput.rank: [4, auto, {energy: 0.9}]"),
+    section("pre: [[], [norm_balance], [{norm_balance: {beta: 0.5}}]]\nseed: [0, 1]"),
+    section("adapters[0].adapter: [x, y]"),
+    section("overrides[0].parameters.density: [0.1, 0.4]", head=HEAD + 'overrides: [{match: "*"}]\n'),
+    section("density: {low: 0.1, high: 1, step: 0.1}", "  evaluate: diagnostics\n  sampler: grid\n"),
+    section("density: [0.1]", "  evaluate: diagnostics\n  sampler: random\n  trials: 3\n  seed: 7\n  direction: minimize\n  patience: 2\n"),
+    evaluated('{command: "python score.py {out}", timeout: 60, value: {file: r.json, key: a.b}}'),
+    evaluated('{command: [python, score.py, "{out}"], value: {file: r.json, key: [results, 0, "acc,none"]}}'),
+    evaluated("{python: package.module:function, timeout: 1.5}"),
+    evaluated("{python: 'scores/one.py:function'}"),
+    "vars: {most: 0.9}\n" + section("density: {low: 0.1, high: <most>}"),
+]
+
+CANNOT = "search keys that change what is merged, as parameters.density, merge_method or output.rank"
+
+WRONG: list[tuple[str, list[str]]] = [
+    (HEAD + "sweep: 3\n", ["4:8: sweep must be a mapping (key: value), got 3"]),
+    (HEAD + "sweep: {}\n", ["4:8: the key 'evaluate' is missing in sweep", "4:8: the key 'search' is missing in sweep"]),
+    (section("density: 3"), ["6:14: sweep.search.density must be {low: .., high: ..} or a list of values, got 3"]),
+    (section("density: []"), ["6:14: sweep.search.density must have at least 1 entry, got []"]),
+    (section("density: {low: 0.1, high: 1, stp: 1}"), ["6:34: unknown key 'stp'\nhint: did you mean step?"]),
+    (section("density: {low: 0.1}"), ["6:14: the key 'high' is missing in sweep.search.density"]),
+    (section("density: {low: 1, high: 0.1}"), ["6:14: density: low 1 is above high 0.1"]),
+    (section("density: {low: 0.1, high: 1, step: 0.1, log: true}"), ["6:14: density: log and step exclude each other"]),
+    (section("gain: {low: 0, high: 1, log: true}"), ["6:11: gain: a logarithmic range begins above 0, got low 0"]),
+    (section("density: {low: 0, high: 1}"), ["6:14: sweep.search.density must be greater than 0, got 0"]),
+    (section("density: [0.1, 1.5]"), ["6:20: sweep.search.density[1] must be at most 1, got 1.5"]),
+    (section("density: [0.1, 0.2, 0.1]"), ["6:25: density lists 0.1 twice"]),
+    (section("density: [0.1, {low: 1, high: 2}]"), ["6:20: sweep.search.density[1] must be at most 1, got 2"]),
+    (
+        section("density: [a, {low: 0.1, high: 1}]"),
+        ["6:15: a gradient holds ranges and numbers, got 'a'\nhint: a list with ranges is a gradient; a list of other values is a choice"],
+    ),
+    (section("densty: [0.1]"), ["6:5: no method of ties has a parameter 'densty'\nhint: did you mean density?"]),
+    (section("space: [core]", head="merge_method: tsv_m\nadapters: [a]\nname: x\n"), ["6:5: no method of tsv_m has spaces"]),
+    (section("space: [cor]"), ["6:13: sweep.search.space[0] must be full, core, knots, ctm or factor, got 'cor'\nhint: did you mean core?"]),
+    (section("merge_method: [ties, tiess]"), ["6:26: no merge method is called 'tiess'\nhint: did you mean ties?"]),
+    (section("merge_method: [ties, slerp]"), ["6:26: slerp needs the parameter t\nhint: add it under parameters: {t: ..}"]),
+    (
+        section("a..b: [1]"),
+        ["6:5: 'a..b' is not the way to a key of a recipe\nhint: write it as parameters.density or adapters[0].parameters.weight"],
+    ),
+    (section("output.path: [a, b]"), [f"6:5: output.path cannot be searched\nhint: {CANNOT}"]),
+    (section("vars.x: [1, 2]"), [f"6:5: vars.x cannot be searched\nhint: {CANNOT}"]),
+    (section("density: [0.1]\nparameters.density: [0.2]"), ["7:5: parameters.density is searched twice\nhint: keep one of the two"]),
+    (section("overrides[0].merge_method: [linear]"), ["6:33: overrides[0].merge_method: the recipe has no such place, but []"]),
+    (section("output.rank: {low: 0, high: 8}"), ["6:18: sweep.search.output.rank must be at least 1, got 0"]),
+    (
+        section("density: {low: 0.1, high: 1}", "  evaluate: diagnostics\n  sampler: grid\n"),
+        ["6:14: a grid needs steps, and density is a range without\nhint: add step: .., or list the values"],
+    ),
+    (section("density: [0.1]", "  evaluate: diagnostics\n"), ["5:3: sampler tpe needs the number of trials\nhint: add e.g. trials: 50"]),
+    (evaluated("diagnostcs"), ["7:13: sweep.evaluate must be diagnostics, got 'diagnostcs'\nhint: did you mean diagnostics?"]),
+    (
+        evaluated("{comand: x}"),
+        ["7:13: sweep.evaluate must be diagnostics, {command: ..} or {python: module:function}, got a mapping with the keys comand"],
+    ),
+    (evaluated("{command: x, timeout: 0}"), ["7:35: sweep.evaluate.timeout must be greater than 0, got 0"]),
+    (evaluated("{command: x, vale: {}}"), ["7:26: unknown key 'vale'\nhint: did you mean value?"]),
+    (
+        "merge_method: linear\nbase_model: b\nmodels: [{model: b+x, parameters: {weight: 1}}]\nsweep: {}\n",
+        ["4:1: a sweep needs a recipe in rmkit's own form\nhint: list the inputs under `adapters`"],
+    ),
+]
+
+
+def messages(text: str) -> list[str]:
+    with pytest.raises(RmkitError) as caught:
+        parse_recipe(text)
+    errors = getattr(caught.value, "errors", (caught.value,))
+    assert all(isinstance(error, RecipeError) for error in errors)
+    return [str(error).removeprefix("recipe:") for error in errors]
+
+
+@pytest.fixture(scope="module")
+def validator() -> jsonschema.Draft202012Validator:
+    return jsonschema.Draft202012Validator(json_schema())
+
+
+@pytest.mark.parametrize("text", GOOD)
+def test_good_sections_load_and_fit_the_schema(text: str, validator: jsonschema.Draft202012Validator) -> None:
+    recipe = parse_recipe(text)
+    assert recipe.search is not None
+    assert recipe.search.axes
+    assert [error.message for error in validator.iter_errors(read_yaml(text, "r").data)] == []
+
+
+@pytest.mark.parametrize(("text", "expected"), WRONG)
+def test_wrong_sections(text: str, expected: list[str]) -> None:
+    assert messages(text) == expected
+
+
+def test_what_the_schema_can_tell_it_refuses(validator: jsonschema.Draft202012Validator) -> None:
+    texts = [text for text, expected in WRONG if "unknown key" in expected[0] or "must be a mapping" in expected[0]]
+    assert len(texts) >= 3
+    for text in (*texts, HEAD + "sweep: {}\n", section("density: []"), evaluated("diagnostcs"), evaluated("{python: a}")):
+        assert not validator.is_valid(read_yaml(text, "r").data), text
+
+
+def test_a_recipe_without_a_sweep_draws_nothing() -> None:
+    assert parse_recipe(HEAD).search is None
+
+
+def axes(search: str) -> dict[str, Axis]:
+    found = parse_recipe(section(search)).search
+    assert found is not None
+    return {axis.name: axis for axis in found.axes}
+
+
+@pytest.mark.parametrize(
+    ("search", "whole"),
+    [
+        ("gain: {low: 0, high: 4}", False),
+        ("output.rank: {low: 2, high: 64}", True),
+        ("output.rank: {low: 2, high: 64, step: 2}", True),
+        ("adapters[1].parameters.weight: {low: -1, high: 1}", False),
+        ("seed: {low: 0, high: 9}", True),
+        ("pre[0].norm_balance.beta: {low: 0, high: 1}", False),
+    ],
+)
+def test_ranges_are_whole_where_the_key_takes_no_fractions(search: str, whole: bool) -> None:
+    recipe = parse_recipe(section(search, head=HEAD + "pre: [{norm_balance: {}}]\n"))
+    assert recipe.search is not None
+    assert [axis.whole for axis in recipe.search.axes] == [whole]
+
+
+def test_the_points_of_a_gradient_are_axes() -> None:
+    found = axes("density: [{low: 0.1, high: 0.5}, 0.3, {low: 0.2, high: 1.0}]")
+    assert {name: axis.path for name, axis in found.items()} == {
+        "density[0]": ("parameters", "density", 0),
+        "density[2]": ("parameters", "density", 2),
+    }
+
+
+@pytest.mark.parametrize(
+    ("search", "steps"),
+    [
+        ("density: {low: 0.1, high: 0.45, step: 0.1}", [0.1, 0.2, 0.3, 0.4]),
+        ("density: {low: 0.5, high: 0.5}", [0.5]),
+        ("output.rank: {low: 2, high: 9, step: 3}", [2, 5, 8]),
+        ("output.rank: [4, auto, {energy: 0.9}]", [4, "auto", '{"energy": 0.9}']),
+    ],
+)
+def test_the_values_of_a_grid(search: str, steps: list[Any]) -> None:
+    (axis,) = axes(search).values()
+    assert axis.steps() == steps
+
+
+TRIALS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("density: {low: 0.1, high: 1}", {"density": 0.4}, {"parameters": {"density": 0.4}}),
+    ("output.rank: [4, {energy: 0.9}]", {"output.rank": '{"energy": 0.9}'}, {"output": {"rank": {"energy": 0.9}}}),
+    (
+        "density: [{low: 0.1, high: 0.5}, 0.3, {low: 0.2, high: 1.0}]",
+        {"density[0]": 0.2, "density[2]": 0.7},
+        {"parameters": {"density": [0.2, 0.3, 0.7]}},
+    ),
+    (
+        "adapters[0].parameters.weight: [0.5, 1.5]",
+        {"adapters[0].parameters.weight": 1.5},
+        {"adapters": [{"adapter": "a", "parameters": {"weight": 1.5}}, {"adapter": "b", "parameters": {"density": 0.1}}]},
+    ),
+    # a method that has no density loses those that the recipe sets for another
+    (
+        "merge_method: [ties, linear]",
+        {"merge_method": "linear"},
+        {"merge_method": "linear", "parameters": {}, "adapters": ["a", {"adapter": "b", "parameters": {}}]},
+    ),
+    ("space: [core]\nmerge_method: [ties, tsv_m]", {"merge_method": "ties", "space": "core"}, {"space": "core"}),
+]
+
+
+@pytest.mark.parametrize(("search", "drawn", "expected"), TRIALS)
+def test_a_trial_is_a_plain_recipe(search: str, drawn: dict[str, Any], expected: dict[str, Any]) -> None:
+    recipe = parse_recipe(section(search))
+    trial = vary(recipe, drawn, "# one of many\n")
+    assert trial.sweep is None
+    assert trial.text.startswith("# one of many\n")
+    assert plain_data(trial) == {**plain_data(recipe), **expected}
+    assert parse_recipe(trial.text).model_dump() == trial.model_dump()
+
+
+def test_a_space_of_the_recipe_goes_with_the_methods_that_have_spaces() -> None:
+    recipe = parse_recipe(section("merge_method: [ties, tsv_m]", head=HEAD + "space: core\n"))
+    assert vary(recipe, {"merge_method": "tsv_m"}).space is None
+    assert vary(recipe, {"merge_method": "ties"}).space == "core"
+
+
+def test_parents_and_variables_are_written_out(tmp_path: Any) -> None:
+    (tmp_path / "base.yaml").write_text(section("density: {low: 0.1, high: <most>}") + "vars: {most: 0.5}\n")
+    child = tmp_path / "child.yaml"
+    child.write_text("extends: base.yaml\nseed: 3\nvars: {most: 0.75}\n")
+    recipe = parse_recipe(child.read_text(), child)
+    assert recipe.search is not None
+    assert recipe.search.axes[0].high == 0.75
+    data = plain_data(vary(recipe, {"density": 0.6}))
+    assert (data["seed"], data["parameters"]["density"]) == (3, 0.6)
+    assert {"extends", "vars", "sweep"} & set(data) == set()
