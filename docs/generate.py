@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 from robustmerge_kit.cli import COMMANDS
 from robustmerge_kit.method import Method
 from robustmerge_kit.methods import BUILTIN, mergekit_dense
-from robustmerge_kit.recipe import load_recipe, mergekit, schema
+from robustmerge_kit.recipe import load_recipe, mergekit, schema, sweep
 from robustmerge_kit.report import manual
 from robustmerge_kit.transforms import POST, PRE
 
@@ -186,6 +186,11 @@ _MODELS: dict[str, type[BaseModel]] = {
         schema.BudgetRank,
         schema.Budget,
         schema.FirstOf,
+        sweep.Sweep,
+        sweep.Range,
+        sweep.CommandEvaluation,
+        sweep.Reading,
+        sweep.PythonEvaluation,
         mergekit.MergekitRecipe,
         mergekit.Model,
         mergekit.Slice,
@@ -245,6 +250,8 @@ _PLACES = {
     "Override": "[overrides](#overrides)",
     "Output": "[mapping](#output)",
     "Filtered": "filter lines",
+    "Sweep": "[mapping](#sweep)",
+    "Reading": "`{file: .., key: ..}`",
     "Model": "models",
     "Slice": "slices",
     "Source": "sources",
@@ -270,7 +277,8 @@ def _default(field: FieldInfo) -> str:
 def _recipes(name: str) -> str:
     """The recipes that ship: those of one idea each, then one per method in the order of the methods."""
     order = [method.name for method in BUILTIN]
-    found = [(path, load_recipe(path)) for path in sorted((*RECIPES.glob("*.yaml"), *RECIPES.glob("methods/*.yaml")))]
+    written = (*RECIPES.glob("*.yaml"), *RECIPES.glob("methods/*.yaml"))
+    found = [(path, load_recipe(path)) for path in sorted(written) if not path.name.endswith(".best.yaml")]
     found.sort(key=lambda each: (len(each[0].parts), order.index(each[1].merge_method) if each[0].parent != RECIPES else 0))
     rows = [
         (

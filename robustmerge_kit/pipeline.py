@@ -211,11 +211,16 @@ def measure_rounding(exact: LowRank, rounded: LowRank) -> Rounding:
     Shapes: both (d_out, k) and (k, d_in), no batch axis.
     """
     b, a = exact.b.float(), exact.a.float()
-    norm2 = float(((b.mT @ b).double() * (a @ a.mT).double()).sum())
     if rounded.b.dtype == exact.b.dtype:
-        return Rounding(norm2, 0.0)
-    b_rounded, a_rounded = rounded.b.float(), rounded.a.float()
-    left = torch.cat((b - b_rounded, b_rounded), dim=-1)
-    right = torch.cat((a, a - a_rounded), dim=-2)
-    error2 = float(((left.mT @ left).double() * (right @ right.mT).double()).sum())
+        return Rounding(float(((b.mT @ b).double() * (a @ a.mT).double()).sum()), 0.0)
+    k = a.shape[0]
+    left, right = b.new_empty(b.shape[0], 2 * k), a.new_empty(2 * k, a.shape[1])
+    left[:, k:], right[k:] = rounded.b, rounded.a
+    torch.sub(b, left[:, k:], out=left[:, :k])
+    torch.sub(a, right[k:], out=right[k:])
+    right[:k] = a
+    left2, right2 = (left.mT @ left).double(), (right @ right.mT).double()
+    # B is the sum of the two halves of `left`, so B^T B is that of the four quarters of its product.
+    b2 = left2[:k, :k] + left2[:k, k:] + left2[k:, :k] + left2[k:, k:]
+    norm2, error2 = torch.stack(((b2 * right2[:k, :k]).sum(), (left2 * right2).sum())).tolist()
     return Rounding(norm2, max(error2, 0.0))

@@ -12,9 +12,9 @@ from robustmerge_kit.errors import OutputError, RmkitError, UsageError, raise_al
 from robustmerge_kit.merge import merge, prepare
 from robustmerge_kit.recipe import Recipe, load_recipe
 from robustmerge_kit.resources import Resources, available_cores
-from robustmerge_kit.sources import resolve
+from robustmerge_kit.sources import resolve, resolve_all
 
-from .tasks import Task
+from .tasks import TASKS, Task
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
 ZERO_SHOT, INDIVIDUAL = "zero-shot", "individual"
@@ -26,10 +26,14 @@ _PREFIX = "LLaVA_7B_lora_r16_"
 
 @dataclass(frozen=True)
 class Candidate:
-    """One row of the table: for every task it covers, the adapter to answer with, None for the bare base."""
+    """One row of the table: for every task it covers, the adapter to answer with, None for the bare base.
+
+    model: a whole model to answer with, in the place of the base.
+    """
 
     name: str
     adapters: Mapping[str, Adapter | None]
+    model: str | None = None
 
 
 @dataclass(frozen=True)
@@ -80,13 +84,31 @@ def plan_merges(names: Sequence[str], adapters: str, out: Path) -> list[Merge]:
     return merges
 
 
+def read_released(adapters: str, names: Sequence[str]) -> dict[str, Adapter]:
+    """Those of the released adapters that `names` need, by the short names tasks.py has; read once, so told of once.
+
+    Raises: InputError, all together, for what cannot be found or read.
+    """
+    if not any(name == INDIVIDUAL or (RECIPES / f"{name}.yaml").is_file() for name in names):
+        return {}
+    short = [task.adapter for task in TASKS if task.adapter is not None]
+    sources = resolve_all([f"{place_of(adapters)}/{_PREFIX}{name}" for name in short], Path.cwd())
+    return {name: read_adapter(source, label=name) for name, source in zip(short, sources, strict=True)}
+
+
 def place_of(adapters: str) -> str:
     """What recipes put before an adapter's name: a folder's full path, or the owner's name on the Hub."""
     return str(Path(adapters).resolve()) if Path(adapters).is_dir() else adapters
 
 
-def single_candidates(names: Sequence[str], tasks: Sequence[Task], adapters: str, given: Sequence[str]) -> list[Candidate]:
-    """The rows that need no merge: zero-shot, individual, and `LABEL=FOLDER` adapters of the user's.
+def single_candidates(
+    names: Sequence[str],
+    tasks: Sequence[Task],
+    released: Mapping[str, Adapter],
+    given: Sequence[str] = (),
+    models: Sequence[str] = (),
+) -> list[Candidate]:
+    """The rows that need no merge: zero-shot, individual, and the user's own adapters and models as `LABEL=FOLDER`.
 
     Raises: RmkitError, all together, for adapters that cannot be found or read.
     """
@@ -95,26 +117,31 @@ def single_candidates(names: Sequence[str], tasks: Sequence[Task], adapters: str
     if ZERO_SHOT in names:
         found.append(Candidate(ZERO_SHOT, {task.name: None for task in tasks}))
     if INDIVIDUAL in names:
-        own: dict[str, Adapter | None] = {}
-        for task in tasks:
-            if task.adapter is not None:
-                try:
-                    own[task.name] = read(f"{place_of(adapters)}/{_PREFIX}{task.adapter}", task.adapter)
-                except RmkitError as error:
-                    errors.append(error)
-        found.append(Candidate(INDIVIDUAL, own))
+        found.append(Candidate(INDIVIDUAL, {task.name: released[task.adapter] for task in tasks if task.adapter is not None}))
     for text in given:
-        label, equals, reference = text.partition("=")
-        if not equals or not label or not reference or "/" in label:
-            raise UsageError(f"--adapter {text}: write LABEL=FOLDER", hint="the label is the row's name in the table")
+        label, reference = split_label("--adapter", text)
         try:
             adapter = read(reference, label)
         except RmkitError as error:
             errors.append(error)
         else:
             found.append(Candidate(label, {task.name: adapter for task in tasks}))
+    for text in models:
+        label, reference = split_label("--model", text)
+        found.append(Candidate(label, dict.fromkeys((task.name for task in tasks), None), reference))
     raise_all(errors)
     return found
+
+
+def split_label(flag: str, text: str) -> tuple[str, str]:
+    """Label and reference of `LABEL=FOLDER`.
+
+    Raises: UsageError for another form.
+    """
+    label, _, reference = text.partition("=")
+    if not label or not reference or "/" in label:
+        raise UsageError(f"{flag} {text}: write LABEL=FOLDER", hint="the label is the row's name in the table")
+    return label, reference
 
 
 def read(reference: str, label: str) -> Adapter:

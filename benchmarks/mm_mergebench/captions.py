@@ -127,8 +127,8 @@ def mean_of_seven(said: Sequence[str], references: Sequence[Sequence[str]]) -> d
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
     tokenizer = PTBTokenizer()
-    ours = tokenizer.tokenize({i: [{"caption": text}] for i, text in enumerate(said)})
-    theirs = tokenizer.tokenize({i: [{"caption": text} for text in texts] for i, texts in enumerate(references)})
+    ours = tokenizer.tokenize({i: [_one_line(text)] for i, text in enumerate(said)})
+    theirs = tokenizer.tokenize({i: [_one_line(text) for text in texts] for i, texts in enumerate(references)})
     captions = [(ours[i][0].split(), [text.split() for text in theirs[i]]) for i in range(len(said))]
     meteor = Meteor()
     try:
@@ -146,6 +146,11 @@ def why_not_seven() -> str:
     if importlib.util.find_spec("pycocoevalcap") is None:
         return "METEOR needs the package pycocoevalcap (and Java): pip install pycocoevalcap"
     return "" if shutil.which("java") else "METEOR needs Java: install a Java runtime"
+
+
+def _one_line(text: str) -> dict[str, str]:
+    """COCO's tokenizer takes a line a caption; a caption with a line break of any kind would shift all that follow."""
+    return {"caption": " ".join(text.split())}
 
 
 def _close(process: object) -> None:

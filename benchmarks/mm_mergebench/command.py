@@ -10,10 +10,9 @@ from pathlib import Path
 from robustmerge_kit.errors import RmkitError, Several, UsageError, raise_all
 from robustmerge_kit.resources import pick_device
 
-from .candidates import INDIVIDUAL, PAPER, RELEASED, Candidate, plan_merges, read, single_candidates
-from .evaluate import Evaluation, save_scores
-from .llava import check_base
+from .candidates import INDIVIDUAL, PAPER, RELEASED, Candidate, plan_merges, read, read_released, single_candidates
 from .questions import Question, read_questions
+from .scores import save_scores
 from .table import SCORES, tables
 from .tasks import Task, choose_tasks
 
@@ -28,6 +27,7 @@ def parser() -> argparse.ArgumentParser:
     add("--adapters", default=RELEASED, help=f"folder with the eight released adapters, or their owner on the Hub [{RELEASED}]")
     add("--methods", nargs="+", default=list(PAPER), help=f"rows to run: names, or paths of recipes [{' '.join(PAPER)}]")
     add("--adapter", action="append", default=[], metavar="LABEL=FOLDER", help="one more row: an adapter that is there already")
+    add("--model", action="append", default=[], metavar="LABEL=FOLDER", help="one more row: a whole model, e.g. a folded merge")
     add("--tasks", nargs="+", default=["all"], help="all, seen, unseen, or names [all]")
     add("--preprocessing", choices=["official", "pad"], default="official", help="how images are squared [official: by task]")
     add("--limit", type=int, help="ask only the first so many questions of every task")
@@ -60,15 +60,22 @@ def run(options: argparse.Namespace) -> int:
 
     Raises: RmkitError; before any weight is read for what the user can mend.
     """
+    from .evaluate import Evaluation
+    from .llava import check_base
+
     if options.batch_size < 1 or (options.limit is not None and options.limit < 1):
         raise UsageError("--batch-size and --limit are at least 1")
     device = pick_device(options.device)
     tasks = choose_tasks(options.tasks)
     check_base(options.base)
     questions = _read_all(tasks, options.data, options.images)
+    released = read_released(options.adapters, options.methods)
     merges = plan_merges(options.methods, options.adapters, options.out)
-    single = single_candidates(options.methods, tasks, options.adapters, options.adapter)
+    single = single_candidates(options.methods, tasks, released, options.adapter, options.model)
     _refuse_same_names([candidate.name for candidate in single] + [merge.name for merge in merges])
+    for candidate in single:
+        if candidate.model is not None:
+            check_base(candidate.model)
     if options.check:
         for task, found in questions.items():
             print(f"{task.name}: {len(found)} questions")

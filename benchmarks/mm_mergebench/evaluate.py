@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -41,7 +39,8 @@ class Evaluation:
     limit: int | None = None
     restart: bool = False
     quiet: bool = False
-    _loaded: tuple[Adapter | None, Llava] | None = field(default=None, init=False)
+    _loaded: tuple[str, Adapter | None, Llava] | None = field(default=None, init=False)
+    _identities: dict[str, str] = field(default_factory=dict[str, str], init=False)
 
     def run(self, candidate: Candidate, tasks: Mapping[Task, Sequence[Question]]) -> Iterator[TaskScore]:
         """Answer what is not answered yet and score it, task by task.
@@ -51,15 +50,16 @@ class Evaluation:
         for task, questions in tasks.items():
             if task.name not in candidate.adapters:
                 continue
-            score = self._task(candidate.name, candidate.adapters[task.name], task, questions)
+            score = self._task(candidate, task, questions)
             if score is not None:
                 yield score
 
-    def _task(self, name: str, adapter: Adapter | None, task: Task, questions: Sequence[Question]) -> TaskScore | None:
+    def _task(self, candidate: Candidate, task: Task, questions: Sequence[Question]) -> TaskScore | None:
+        adapter, base = candidate.adapters[task.name], candidate.model or self.base
         preparation = self.images or task.images
         maker = {
-            "model": name,
-            "base": identify_base(self.base),
+            "model": candidate.name,
+            "base": self._identity(base),
             "adapter": identify_adapter(adapter),
             "questions": identify_questions(questions),
             "prompt": PROMPT,
@@ -67,22 +67,22 @@ class Evaluation:
             "new_tokens": task.new_tokens,
             "dtype": str(choose_dtype(self.dtype, self.device)).removeprefix("torch."),
         }
-        with AnswerFile(self.out / "answers" / name / f"{task.name}.jsonl", maker, self.restart) as file:
+        with AnswerFile(self.out / "answers" / candidate.name / f"{task.name}.jsonl", maker, self.restart) as file:
             waiting = [question for question in questions[: self.limit] if question.position not in file.texts]
-            with tqdm(total=len(waiting), desc=f"{name} {task.name}", disable=self.quiet or not waiting) as progress:
+            with tqdm(total=len(waiting), desc=f"{candidate.name} {task.name}", disable=self.quiet or not waiting) as progress:
                 while waiting:
                     now, waiting = waiting[: self.batch], waiting[self.batch :]
-                    for part, texts in self._answer(adapter, now, preparation, task.new_tokens):
+                    for part, texts in self._answer(base, adapter, now, preparation, task.new_tokens):
                         file.append(part, texts)
                         progress.update(len(part))
             return score_task(task, questions, file.texts)
 
     def _answer(
-        self, adapter: Adapter | None, questions: Sequence[Question], preparation: Preparation, new_tokens: int
+        self, base: str, adapter: Adapter | None, questions: Sequence[Question], preparation: Preparation, new_tokens: int
     ) -> Iterator[tuple[Sequence[Question], list[str]]]:
         """The answers, in parts that fit the GPU: a batch that does not is halved, for the rest of the run too."""
         try:
-            yield questions, self._model(adapter).answer(questions, preparation, new_tokens)
+            yield questions, self._model(base, adapter).answer(questions, preparation, new_tokens)
             return
         except torch.OutOfMemoryError:
             if len(questions) == 1:
@@ -90,18 +90,24 @@ class Evaluation:
         torch.cuda.empty_cache()
         self.batch = half = max(1, len(questions) // 2)
         for start in range(0, len(questions), half):
-            yield from self._answer(adapter, questions[start : start + half], preparation, new_tokens)
+            yield from self._answer(base, adapter, questions[start : start + half], preparation, new_tokens)
 
-    def _model(self, adapter: Adapter | None) -> Llava:
-        if self._loaded is None or self._loaded[0] is not adapter:
+    def _model(self, base: str, adapter: Adapter | None) -> Llava:
+        if self._loaded is None or self._loaded[0] != base or self._loaded[1] is not adapter:
             if self.quiet:
                 disable_progress_bar()
             self._loaded = None
-            gc.collect()
-            with contextlib.suppress(AssertionError, RuntimeError):
+            if self.device.startswith("cuda"):
+                gc.collect()
                 torch.cuda.empty_cache()
-            self._loaded = adapter, Llava.load(self.base, adapter, self.device, choose_dtype(self.dtype, self.device))
-        return self._loaded[1]
+            llava = Llava.load(base, adapter, self.device, choose_dtype(self.dtype, self.device))
+            self._loaded = base, adapter, llava
+        return self._loaded[2]
+
+    def _identity(self, base: str) -> str:
+        if base not in self._identities:
+            self._identities[base] = identify_base(base)
+        return self._identities[base]
 
 
 def identify_base(base: str) -> str:
@@ -124,18 +130,3 @@ def identify_questions(questions: Sequence[Question]) -> str:
     """A sha256 of all that is asked, of which images by name, in which order."""
     asked = [(question.id, question.text, question.image.name if question.image else None) for question in questions]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
-
-
-def save_scores(path: Path, base: str, name: str, scores: Sequence[TaskScore]) -> None:
-    """Put a candidate's figures into the results, beside those of other candidates and tasks."""
-    content = read_scores(path)
-    content["base"] = base
-    content.setdefault("candidates", {}).setdefault(name, {}).update({score.task: asdict(score) for score in scores})
-    fresh = path.with_suffix(".part")
-    fresh.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    fresh.replace(path)
-
-
-def read_scores(path: Path) -> dict[str, Any]:
-    """The results so far; empty where there are none."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -16,7 +16,6 @@ from robustmerge_kit.errors import InputError, RmkitError, UsageError
 from robustmerge_kit.output import staged
 
 from .candidates import read
-from .llava import Llava, check_base, choose_dtype
 from .table import GENERAL
 
 TASKS = {
@@ -58,6 +57,8 @@ def run(options: argparse.Namespace) -> int:
 
     Raises: RmkitError for a base or adapter that cannot be used, and where lmms-eval is not installed.
     """
+    from .llava import check_base
+
     if "/" in options.label:
         raise UsageError(f"--label {options.label}: a name without /")
     logs = options.out / "general" / options.label
@@ -94,6 +95,8 @@ def fold(base: str, adapter: str, target: Path) -> None:
     Raises: RmkitError when the adapter does not fit, or the folder cannot be written.
     """
     from transformers import AutoProcessor
+
+    from .llava import Llava, choose_dtype
 
     llava = Llava.load(base, read(adapter, Path(adapter).name), "cpu", choose_dtype("float16", "cpu"))
     with staged(target, overwrite=False) as stage:

@@ -47,10 +47,10 @@ class Llava:
         Raises: InputError when the base is no LLaVA-1.5 of transformers' layout, or the adapter does not fit it.
         """
         from transformers import AutoTokenizer, LlavaForConditionalGeneration
-        from transformers.image_processing_utils import ImageProcessingMixin
+        from transformers.image_processing_base import ImageProcessingMixin
 
         check_base(base)
-        model = LlavaForConditionalGeneration.from_pretrained(base, dtype=dtype).eval()
+        model: Any = LlavaForConditionalGeneration.from_pretrained(base, dtype=dtype).eval()
         if adapter is not None:
             add_adapter(model, adapter)
         model = model.to(device)

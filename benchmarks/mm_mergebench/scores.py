@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from .captions import cider, mean_of_seven, split_words, why_not_seven
@@ -30,10 +32,6 @@ class TaskScore:
     @property
     def complete(self) -> bool:
         return self.answered == self.questions
-
-    def content(self) -> dict[str, Any]:
-        """For a JSON document."""
-        return asdict(self)
 
 
 def score_task(task: Task, questions: Sequence[Question], texts: Mapping[int, str]) -> TaskScore | None:
@@ -64,3 +62,18 @@ def _score_captions(task: Task, asked: Sequence[Question], said: Sequence[str], 
 
 def _percent(values: Sequence[float]) -> float:
     return 100 * sum(values) / len(values)
+
+
+def save_scores(path: Path, base: str, name: str, scores: Sequence[TaskScore]) -> None:
+    """Put a candidate's figures into the results, beside those of other candidates and tasks."""
+    content = read_scores(path)
+    content["base"] = base
+    content.setdefault("candidates", {}).setdefault(name, {}).update({score.task: asdict(score) for score in scores})
+    fresh = path.with_suffix(".part")
+    fresh.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    fresh.replace(path)
+
+
+def read_scores(path: Path) -> dict[str, Any]:
+    """The results so far; empty where there are none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

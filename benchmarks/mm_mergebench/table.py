@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .evaluate import read_scores
+from .scores import read_scores
 from .tasks import TASKS
 
 SCORES, GENERAL = "scores.json", "general.json"
@@ -76,8 +76,9 @@ def _remarks(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
                 remarks[f"- {name}, {task}: {part}, not in the table ({figures})"] = None
             if score["note"]:
                 remarks[f"- {task} has no official figure: {score['note']}"] = None
-            for figure, value in score["more"].items():
-                remarks[f"- {name}, {task}, {figure}: {_cell(value)}"] = None
+            if score["more"]:
+                figures = ", ".join(f"{figure} {_cell(value)}" for figure, value in score["more"].items())
+                remarks[f"- {name}, {task}: {figures}"] = None
     return ["", *remarks] if remarks else []
 
 

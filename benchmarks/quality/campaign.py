@@ -21,22 +21,23 @@ def references(bench: Bench, rows: Sequence[Row]) -> None:
     bench.individual(SHARED)
 
 
-def validation(bench: Bench, rows: Sequence[Row]) -> None:
-    """Every candidate of every row, seed 0; all defaults first."""
-    for row in rows:
-        bench.merge(row.default, FIRST, "validation")
+def test(bench: Bench, rows: Sequence[Row]) -> None:
+    """Row by row, seed 0: every candidate on the validation rows, then the chosen one on the test rows."""
     for row in rows:
         for setting in row.candidates:
             bench.merge(setting, FIRST, "validation")
-
-
-def test(bench: Bench, rows: Sequence[Row]) -> None:
-    """The chosen setting of every row, seed 0, the same cut to rank 16, and the default."""
-    for row in rows:
         bench.merge(bench.ledger.choose(row), FIRST, "test")
+
+
+def cut(bench: Bench, rows: Sequence[Row]) -> None:
+    """The chosen settings cut to rank 16, seed 0."""
     for row in rows:
         if row.rank_16:
             bench.merge(bench.ledger.choose(row).cut(RANK), FIRST, "test")
+
+
+def untuned(bench: Bench, rows: Sequence[Row]) -> None:
+    """The defaults, seed 0."""
     for row in rows:
         bench.merge(row.default, FIRST, "test")
 
@@ -69,9 +70,10 @@ def questions(bench: Bench, rows: Sequence[Row]) -> None:
 
 STEPS: dict[str, Callable[[Bench, Sequence[Row]], None]] = {
     "references": references,
-    "validation": validation,
     "test": test,
-    "seeds": seeds,
-    "initialisation": initialisation,
+    "rank16": cut,
     "studies": questions,
+    "initialisation": initialisation,
+    "untuned": untuned,
+    "seeds": seeds,
 }

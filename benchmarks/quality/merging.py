@@ -23,9 +23,18 @@ PREFIX = "base_model.model."
 
 def recipe_of(setting: Setting, adapters: Sequence[Path], base: Path) -> Recipe:
     """The recipe of a setting; without a rank it folds, so that nothing of the merged delta is cut."""
-    output: dict[str, Any] = {"kind": "model"}
     if setting.rank is not None:
-        output = {"rank": setting.rank, "dtype": "float32", "allow_arbitrary_truncation": True}
+        return adapter_recipe(setting, adapters)
+    return _recipe(setting, adapters, {"kind": "model"}, base_model=str(base))
+
+
+def adapter_recipe(setting: Setting, adapters: Sequence[Path]) -> Recipe:
+    """The recipe of a setting that writes an adapter, of the method's own rank if the setting has none."""
+    rank = "auto" if setting.rank is None else setting.rank
+    return _recipe(setting, adapters, {"rank": rank, "dtype": "float32", "allow_arbitrary_truncation": True})
+
+
+def _recipe(setting: Setting, adapters: Sequence[Path], output: dict[str, Any], **more: str) -> Recipe:
     content: dict[str, Any] = {
         "merge_method": setting.method,
         "adapters": [str(folder) for folder in adapters],
@@ -33,12 +42,9 @@ def recipe_of(setting: Setting, adapters: Sequence[Path], base: Path) -> Recipe:
         "pre": setting.pre,
         "post": setting.post,
         "output": output,
+        **more,
     }
-    if setting.space:
-        content["space"] = setting.space
-    if setting.rank is None:
-        content["base_model"] = str(base)
-    return Recipe.model_validate(content)
+    return Recipe.model_validate(content | ({"space": setting.space} if setting.space else {}))
 
 
 @contextmanager

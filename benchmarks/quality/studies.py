@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,13 +36,16 @@ def studies(chosen: Mapping[str, Setting], seen: Sequence[str]) -> list[Question
     """Every study there are chosen settings for."""
     robust = {name: chosen[f"robustmerge {name}"] for name in VARIANTS if f"robustmerge {name}" in chosen}
     others = {name: chosen[name] for name in OTHERS if name in chosen}
+
+    def of_variants(title: str, lines: Callable[[str, Setting], list[Line]]) -> Question:
+        return Question(title, tuple(line for name, setting in robust.items() for line in lines(name, setting)))
+
     return [
-        Question(
-            "Components", tuple(line for name, setting in robust.items() for line in _components(name, setting, len(seen)))
-        ),
-        Question("Scaling", tuple(line for name, setting in robust.items() for line in _scaling(name, setting))),
-        Question("Pruning rate", tuple(line for name, setting in robust.items() for line in _rates(name, setting))),
-        Question("Pruning criterion", tuple(line for name, setting in robust.items() for line in _criteria(name, setting))),
+        of_variants("Components", lambda name, setting: _components(name, setting, len(seen))),
+        of_variants("Scaling", _scaling),
+        of_variants("Clamp", _clamps),
+        of_variants("Pruning rate", _rates),
+        of_variants("Pruning criterion", _criteria),
         Question("Number of tasks", tuple(_counts({**robust, **others}, seen))),
         Question("Rank", tuple(_ranks({**robust, **others}))),
     ]
@@ -74,8 +77,15 @@ def _scaling(name: str, setting: Setting) -> list[Line]:
     return [Line(f"{name}: {kind}", _with(_pruned(setting), scaling=kind)) for kind in ("none", "A", "B", "A+B", "inter")]
 
 
+def _clamps(name: str, setting: Setting) -> list[Line]:
+    return [
+        Line(f"{name}: {'clamped' if clamp else 'not clamped'}", _with(_pruned(setting), clamp=clamp))
+        for clamp in (True, False)
+    ]
+
+
 def _rates(name: str, setting: Setting) -> list[Line]:
-    rates = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
+    rates = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
     return [Line(f"{name}: density {density}", _with(setting, density=density)) for density in rates]
 
 
@@ -93,8 +103,5 @@ def _counts(chosen: Mapping[str, Setting], seen: Sequence[str]) -> list[Line]:
 
 
 def _ranks(chosen: Mapping[str, Setting]) -> list[Line]:
-    return [
-        Line(f"{name}: rank {rank}", setting, Wanted("", rank=rank).group)
-        for name, setting in chosen.items()
-        for rank in (4, 16, 64)
-    ]
+    groups = [(rank, Wanted("", rank=rank).group) for rank in (4, 16, 64)]
+    return [Line(f"{name}: rank {rank}", setting, group) for name, setting in chosen.items() for rank, group in groups]

@@ -76,5 +76,5 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
 
 
 def _left(error: BaseException) -> str:
-    """What a failure left behind, as the room it comes from notes it."""
-    return "; ".join(getattr(error, "__notes__", ()))
+    """What a failure left behind, as the room it comes from notes it; click puts an exception of its own around Ctrl-C."""
+    return "; ".join(getattr(error, "__notes__", ()) or getattr(error.__cause__, "__notes__", ()))

@@ -19,6 +19,7 @@ from .parameters import check_parameters
 from .problems import Problems
 from .schema import Recipe
 from .search import plan_search
+from .sweep import Sweep
 from .variables import settle
 from .write import as_yaml
 from .yaml_text import MAX_BYTES
@@ -84,6 +85,7 @@ def _build(opened: Opened, settings: Mapping[str, Any], commits: Mapping[str, st
     recipe = _check(data, problems)
     search = None
     if recipe is not None and recipe.sweep is not None and not len(problems):
+        _refuse_foreign_command(recipe.sweep, files, problems)
         search = plan_search(recipe.sweep, data, problems, _check)
     raise_all(problems.all())
     assert recipe is not None, "a recipe without problems is valid"
@@ -98,8 +100,8 @@ def _build(opened: Opened, settings: Mapping[str, Any], commits: Mapping[str, st
             files=source_files(files),
             composed=composed,
             commits=commits,
-        ),
-        search,
+            search=search,
+        )
     )
     return recipe
 
@@ -129,6 +131,14 @@ def _refuse_sweep(data: dict[str, Any], problems: Problems) -> None:
         hint = "list the inputs under `adapters`"
         problems.add(("sweep",), "a sweep needs a recipe in rmkit's own form", hint=hint, at_key=True)
         del data["sweep"]
+
+
+def _refuse_foreign_command(sweep: Sweep, files: Sequence[Opened], problems: Problems) -> None:
+    """Note a command or function in a file from elsewhere: nothing that a stranger wrote is run."""
+    home = files[problems.document.value(("sweep",)).file].home
+    if not isinstance(home, Folder) and sweep.evaluate != "diagnostics":
+        hint = "read it, then copy the recipe here; or extend it by a recipe with a sweep of its own"
+        problems.add(("sweep", "evaluate"), "a recipe from elsewhere may not say what is run here", hint=hint)
 
 
 def _check_names(data: Mapping[str, Any], problems: Problems) -> None:

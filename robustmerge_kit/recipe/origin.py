@@ -6,8 +6,12 @@ import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..homes import Folder, Opened
+
+if TYPE_CHECKING:
+    from .search import Search
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class Origin:
 
     text: what repeats it; its own text, or where `composed`, the whole recipe written out. place: the folder its relative paths
     start from; None: the working folder. stem: the name of its file. commits: what inputs are taken at, by reference.
+    search: what the trials of a sweep draw.
     """
 
     text: str = ""
@@ -37,6 +42,7 @@ class Origin:
     files: tuple[SourceFile, ...] = ()
     composed: bool = False
     commits: Mapping[str, str] = field(default_factory=dict[str, str])
+    search: Search | None = None
 
 
 def source_files(files: Sequence[Opened]) -> tuple[SourceFile, ...]:

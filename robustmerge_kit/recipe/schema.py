@@ -305,12 +305,10 @@ class Recipe(Settings):
     )
 
     _origin: Origin = PrivateAttr(default_factory=Origin)
-    _search: Search | None = PrivateAttr(default=None)
 
-    def remember(self, origin: Origin, search: Search | None = None) -> None:
-        """Keep where the recipe came from, which changes no number, and what its sweep draws."""
+    def remember(self, origin: Origin) -> None:
+        """Keep where the recipe came from; it changes no number."""
         self._origin = origin
-        self._search = search
 
     @property
     def origin(self) -> Origin:
@@ -320,7 +318,7 @@ class Recipe(Settings):
     @property
     def search(self) -> Search | None:
         """What the trials of its sweep draw; None without a sweep."""
-        return self._search
+        return self._origin.search
 
     @property
     def text(self) -> str:

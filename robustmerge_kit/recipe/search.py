@@ -188,7 +188,7 @@ def _add_range(axes: list[Axis], name: str, path: Path, source: Path, given: Ran
         whole = all(isinstance(each, int) for each in (given.low, given.high, given.step or 1))
         high = given.high
         if given.step is not None:
-            high = given.low + math.floor((given.high - given.low) / given.step + 1e-9) * given.step
+            high = round(given.low + math.floor((given.high - given.low) / given.step + 1e-9) * given.step, 12)
         axes.append(Axis(name, path, source, (), given.low, high, given.step, given.log, whole))
 
 

@@ -62,8 +62,8 @@ class PythonEvaluation(Strict):
     """A Python function that scores one merged folder."""
 
     python: Annotated[str, Field(pattern=r"^([A-Za-z_][\w.]*|[^:]+\.py):[A-Za-z_][\w.]*$")] = Field(
-        description="module:function or file.py:function, called as function(folder, params) in a process of its own that stays "
-        "for all trials; files and modules are found beside the recipe, modules also where Python finds them."
+        description="module:function or file.py:function, called as function(folder, params) in a process of its own that "
+        "stays for all trials; files and modules are found beside the recipe, modules also where Python finds them."
     )
     timeout: Timeout = Field(default=None, description="Seconds after which the trial has failed; default: none.")
 

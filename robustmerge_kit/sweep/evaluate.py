@@ -29,6 +29,7 @@ _GRACE = 5.0
 _POLL = 0.05
 _HOLE = re.compile(r"\{([a-z_]+)\}")
 _HOLES = ("out", "work", "trial", "python")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _NUMBER = re.compile(r"(?<![\w.])[-+]?(?:(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|nan|inf)(?!\w)", re.IGNORECASE)
 
 
@@ -168,7 +169,7 @@ def last_number(text: str) -> float:
 
     Raises: Unscored where there is none, or it is not finite.
     """
-    found = _NUMBER.findall(text)
+    found = _NUMBER.findall(_COLOUR.sub("", text))
     if not found:
         raise Unscored("the command printed no number")
     return finite(float(found[-1]), "the command printed")

@@ -100,7 +100,8 @@ class _Process:
         paths = [str(place), str(PACKAGE), str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])]
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", f"{__package__}.entry_point", spec, str(theirs)],
+                # run as a file: its package would import torch, which a function may not need
+                [sys.executable, "-P", str(Path(__file__).with_name("entry_point.py")), spec, str(theirs)],
                 cwd=place,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
                 stdin=subprocess.PIPE,

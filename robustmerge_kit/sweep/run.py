@@ -84,7 +84,7 @@ def run_sweep(recipe: Recipe, settings: Settings, tell: Tell = lambda event, **f
         if evaluator is not None:
             stack.callback(evaluator.close)
         study = Study(state / "study.db", recipe, _identity(recipe, merges))
-        best = BestFile(settings.best, study, settings.overwrite)
+        best = BestFile(settings.best, state / "written.sha256", settings.overwrite)
         return _Run(recipe, settings, state, merges, evaluator, study, best, tell).run()
 
 

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 _NAME = "sweep"
 _IDENTITY = "identity"
-_DETAILS = ("reason", "parts", "merge_seconds", "score_seconds")
+_DETAILS = "details"
+_KEPT = ("reason", "parts", "merge_seconds", "score_seconds")
 
 
 def check_optuna() -> None:
@@ -110,21 +111,12 @@ class Study:
         from optuna.trial import TrialState
 
         begun = self._open.pop(trial.number)
-        for name in _DETAILS:
-            value = getattr(trial, name)
-            begun.set_user_attr(name, dict(value) if isinstance(value, Mapping) else value)
+        kept = {name: getattr(trial, name) for name in _KEPT}
+        begun.set_user_attr(_DETAILS, {**kept, "parts": dict(trial.parts)})
         if trial.state == "complete":
             self._study.tell(begun, trial.score)
         else:
             self._study.tell(begun, state=TrialState.FAIL)
-
-    def remember_text(self, text: str) -> None:
-        """Keep that a text was written by this study."""
-        self._study.set_user_attr(_mark(text), True)
-
-    def wrote(self, text: str) -> bool:
-        """Whether this study wrote a text."""
-        return _mark(text) in self._study.user_attrs
 
     def _suggest(self, trial: OptunaTrial, axis: Axis) -> Any:
         if self.grid is not None:
@@ -143,7 +135,7 @@ class Study:
 
         state = {TrialState.COMPLETE: "complete", TrialState.FAIL: "failed"}.get(found.state, "running")
         score = found.value if state == "complete" else None
-        details = {name: found.user_attrs[name] for name in _DETAILS if name in found.user_attrs}
+        details = found.user_attrs.get(_DETAILS, {})
         return Trial(found.number, state, dict(found.params), self._params(found.params), score, **details)  # pyright: ignore[reportArgumentType]
 
     def _grid(self) -> Iterator[dict[str, Any]]:
@@ -223,7 +215,3 @@ def _keyed_sampler(sweep: Sweep, grid: Sequence[Mapping[str, Any]] | None) -> Ba
             return one.sample_independent(study, trial, param_name, param_distribution)
 
     return Keyed()
-
-
-def _mark(text: str) -> str:
-    return f"wrote {hashlib.sha256(text.encode()).hexdigest()}"

@@ -19,13 +19,20 @@ from robustmerge_kit.recipe import parse_recipe
 from robustmerge_kit.recipe.mergekit import MergekitRecipe
 from robustmerge_kit.recipe.schema import SPACE_OPTIONS, Recipe
 
+MM_MERGEBENCH = "a flag of the scripts in benchmarks/mm_mergebench, compared with them by tests/mm_mergebench"
+QUALITY = "a flag of benchmarks/quality, compared with it by tests/quality"
 FOREIGN_FLAGS = {
     "--model-base": "a flag of LLaVA's scripts",
     **dict.fromkeys(("--enable-lora", "--max-lora-rank", "--lora-modules"), "flags of `vllm serve`"),
     **dict.fromkeys(("--model-path", "--lora-paths"), "flags of SGLang's server"),
     **dict.fromkeys(("--model-id", "--lora-adapters"), "flags of TGI's launcher"),
     **dict.fromkeys(("--outtype", "--outfile", "--lora"), "flags of llama.cpp's programs"),
+    **dict.fromkeys(("--base", "--data", "--images", "--adapters", "--methods", "--adapter", "--model"), MM_MERGEBENCH),
+    **dict.fromkeys(("--tasks", "--preprocessing", "--batch-size", "--dtype", "--out", "--check", "--limit"), MM_MERGEBENCH),
+    **dict.fromkeys(("--label", "--mmbench", "--print", "--collect"), MM_MERGEBENCH),
+    **dict.fromkeys(("--model", "--tasks", "--limit", "--batch", "--output"), "flags of evaluation harnesses, or their beginning"),
     "--head": "a flag of `ray start`",
+    **dict.fromkeys(("--modality", "--cache", "--encoder", "--test-rows", "--choose-rows", "--only"), QUALITY),
     "--array": "a flag of Slurm's sbatch",
     "--rm": "a flag of docker",
     "--cpus": "a flag of docker",

@@ -1,18 +1,14 @@
 """A tiny random LLaVA, adapters for it in the released layout, and data in the exact layout it is published in."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from mm_mergebench.tasks import TASKS, Task
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-from mm_mergebench.tasks import TASKS, Task  # noqa: E402
-
 NAMES = ("IconQA", "flickr30k", "REC", "ScienceQA", "OCRVQA", "ImageNet", "VizWiz", "VQAv2")
 TEXT, WIDE, VISION, LAYERS = 32, 48, 16, 2
 LINEARS = {
@@ -59,7 +55,11 @@ def write_base(place: Path, seed: int = 0) -> Path:
     model = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, image_token_id=3))
     model.generation_config.eos_token_id = 1
     model.save_pretrained(place)
-    settings = {"crop_size": {"height": 28, "width": 28}, "size": {"shortest_edge": 28}, "image_processor_type": "CLIPImageProcessor"}
+    settings = {
+        "crop_size": {"height": 28, "width": 28},
+        "size": {"shortest_edge": 28},
+        "image_processor_type": "CLIPImageProcessor",
+    }
     settings |= {"image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28], "processor_class": "LlavaProcessor"}
     (place / "preprocessor_config.json").write_text(json.dumps(settings))
     return place
@@ -85,7 +85,12 @@ def write_adapter(folder: Path, seed: int) -> Path:
             site = f"base_model.model.model.layers.{layer}.{name}"
             factors |= {f"{site}.lora_A.weight": random(4, d_in), f"{site}.lora_B.weight": random(d_out, 4)}
     torch.save(factors, folder / "adapter_model.bin")
-    projector = {"0.weight": random(TEXT, VISION), "0.bias": random(TEXT), "2.weight": random(TEXT, TEXT), "2.bias": random(TEXT)}
+    projector = {
+        "0.weight": random(TEXT, VISION),
+        "0.bias": random(TEXT),
+        "2.weight": random(TEXT, TEXT),
+        "2.bias": random(TEXT),
+    }
     named = {f"base_model.model.model.mm_projector.{key}": value for key, value in projector.items()}
     torch.save(named, folder / "non_lora_trainables.bin")
     settings: dict[str, Any] = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8, "bias": "none"}
@@ -104,7 +109,12 @@ ITEMS: dict[str, list[dict[str, Any]]] = {
         {"question_id": "12", "text": "Again?\nA. yes\nB. no\nC. so", "answer": "C"},
     ],
     "ImageNet": [
-        {"question_id": 0, "image": "./ImageNet/val/1.jpg", "text": "What is it?\nAnswer in a word.", "answer": "Golden retriever"},
+        {
+            "question_id": 0,
+            "image": "./ImageNet/val/1.jpg",
+            "text": "What is it?\nAnswer in a word.",
+            "answer": "Golden retriever",
+        },
         {"question_id": 1, "image": "./ImageNet/val/2.jpg", "text": "What is it?\nAnswer in a word.", "answer": "Crane2"},
     ],
     "VQAv2": [
@@ -150,7 +160,7 @@ ITEMS: dict[str, list[dict[str, Any]]] = {
 
 
 def write_data(place: Path, published: bool = False) -> Path:
-    """instructions/ and datasets/ as the released scripts name them, or Seen_data/ and Unseen_data/ as the data set is published."""
+    """instructions/ and datasets/ as the released scripts name them, or the folders of the published data set."""
     for number, task in enumerate(TASKS):
         if published:
             folder = place / ("Seen_data" if task.seen else "Unseen_data") / task.folders[min(1, len(task.folders) - 1)]
@@ -180,5 +190,7 @@ def write_image(path: Path, seed: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     size = (40, 20) if seed % 2 else (20, 44)
     channels = 4 if path.suffix == ".png" else 3
-    values = torch.randint(0, 256, (size[1], size[0], channels), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    values = torch.randint(
+        0, 256, (size[1], size[0], channels), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
+    )
     Image.fromarray(values.numpy()).save(path)

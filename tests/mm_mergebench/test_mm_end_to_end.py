@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from mm_samples import ITEMS, ROOT, write_adapter, write_adapters, write_base, write_data
-
 from mm_mergebench.candidates import read
 from mm_mergebench.command import main
 from mm_mergebench.llava import Llava, add_adapter
 from mm_mergebench.questions import Question, read_questions
 from mm_mergebench.tasks import TASKS, choose_tasks
+from mm_samples import ITEMS, ROOT, write_adapter, write_adapters, write_base, write_data
+
 from robustmerge_kit.errors import InputError
 
 COUNT = sum(map(len, ITEMS.values()))
@@ -105,6 +105,17 @@ def test_batches_answer_as_single_questions_do(whole: Path, place: Path, tmp_pat
     assert answers(tmp_path) == expected
 
 
+def test_padding_is_not_looked_at(place: Path) -> None:
+    """Prompts of very different lengths, with and without an image, in one batch."""
+    llava = Llava.load(str(place / "base"), None, "cpu", torch.float32)
+    image = place / "data" / "datasets" / "VizWiz" / "val" / "1.jpg"
+    texts = ["?", "Where is it? " * 9, "b" * 40, "How many? " * 30, "Why", "A. yes B. no " * 15]
+    questions = [Question(i, str(i), text, image if i % 2 else None) for i, text in enumerate(texts)]
+    single = [llava.answer([question], "pad", 8)[0] for question in questions]
+    assert llava.answer(questions, "pad", 8) == single
+    assert len(set(single)) > 3
+
+
 CHILD = """
 import sys, time
 sys.path.insert(0, {benchmarks!r})
@@ -124,7 +135,9 @@ sys.exit(main(sys.argv[1:]))
 def test_killed_and_resumed_equals_uninterrupted(whole: Path, place: Path, tmp_path: Path) -> None:
     arguments = flags(place, tmp_path, "--methods", "zero-shot", "robustmerge", "--batch-size", "1")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PATH": ""}
-    child = subprocess.Popen([sys.executable, "-c", CHILD.format(benchmarks=str(ROOT / "benchmarks")), *arguments], env=environment)
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD.format(benchmarks=str(ROOT / "benchmarks")), *arguments], env=environment
+    )
     deadline = time.monotonic() + 120
     while len(list((tmp_path / "answers").rglob("*.jsonl"))) < 4 and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -142,7 +155,9 @@ def test_killed_and_resumed_equals_uninterrupted(whole: Path, place: Path, tmp_p
     assert scores[0] == scores[1]
 
 
-def test_other_makers_are_refused_and_restart_begins_again(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_makers_are_refused_and_restart_begins_again(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     few = ("--methods", "zero-shot", "--tasks", "VQAv2")
     assert main(flags(place, tmp_path, *few)) == 0
     assert main(flags(place, tmp_path, *few, "--preprocessing", "pad")) == 3
@@ -166,6 +181,17 @@ def test_an_adapter_of_ones_own_is_a_row(whole: Path, place: Path, tmp_path: Pat
     assert answers(tmp_path)["mine/VQAv2.jsonl"] == answers(whole)["robustmerge/VQAv2.jsonl"]
 
 
+def test_a_folded_model_is_a_row(whole: Path, place: Path, tmp_path: Path) -> None:
+    adapter = read(str(whole / "merged" / "llava-v1.5-7b-lora-ties"), "ties")
+    folded = tmp_path / "folded"
+    Llava.load(str(place / "base"), adapter, "cpu", torch.float32).model.save_pretrained(folded)
+    for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
+        (folded / name).write_bytes((place / "base" / name).read_bytes())
+    more = ("--methods", "zero-shot", "--model", f"whole={folded}", "--tasks", "VQAv2")
+    assert main(flags(place, tmp_path / "out", *more)) == 0
+    assert answers(tmp_path / "out")["whole/VQAv2.jsonl"] == answers(whole)["ties/VQAv2.jsonl"]
+
+
 def test_a_gpu_without_room_gets_half(place: Path, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     generate = Llava.answer
@@ -182,7 +208,9 @@ def test_a_gpu_without_room_gets_half(place: Path, tmp_path: Path, whole: Path, 
     assert all(answers(whole)[name] == texts for name, texts in answers(tmp_path).items())
 
 
-def test_check_reads_no_weights(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_reads_no_weights(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(Llava, "load", lambda *args: pytest.fail("weights were read"))
     assert main(flags(place, tmp_path / "out", "--check")) == 0
     assert not (tmp_path / "out").exists()
@@ -194,6 +222,7 @@ def test_check_reads_no_weights(place: Path, tmp_path: Path, monkeypatch: pytest
     [
         (["--methods", "tie"], 2, "--methods tie: no such method"),
         (["--tasks", "VQA"], 2, "--tasks VQA: no such task"),
+        (["--model", "x=nowhere/at/all"], 3, "nowhere/at/all"),
         (["--adapter", "x"], 2, "write LABEL=FOLDER"),
         (["--adapter", "mine=."], 3, "adapter_config.json is missing"),
         (["--base", "nowhere/at/all"], 3, "nowhere/at/all"),
@@ -210,7 +239,7 @@ def test_mistakes_are_told_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-# --- the adapter in the model -----------------------------------------------------------------------------------------------
+# --- the adapter in the model -----------------------------------------------------------------------------------------
 
 
 def test_the_adapter_is_added_to_the_weights_and_the_projector_replaced(place: Path) -> None:
@@ -241,12 +270,18 @@ def test_peft_agrees(place: Path) -> None:
     renamed = place / "peft"
     renamed.mkdir()
     factors = torch.load(folder / "adapter_model.bin", weights_only=True)
-    torch.save({key.replace("model.layers", "model.language_model.layers"): v for key, v in factors.items()}, renamed / "adapter_model.bin")
+    torch.save(
+        {key.replace("model.layers", "model.language_model.layers"): v for key, v in factors.items()},
+        renamed / "adapter_model.bin",
+    )
     settings = json.loads((folder / "adapter_config.json").read_text())
     settings["target_modules"] = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
     (renamed / "adapter_config.json").write_text(json.dumps(settings))
     merged = PeftModel.from_pretrained(model, renamed).merge_and_unload().state_dict()
+    again = Llava.load(str(place / "base"), read(str(renamed), "REC"), "cpu", torch.float32).model.state_dict()
     for name, weight in ours.state_dict().items():
+        if "multi_modal_projector" not in name:
+            assert torch.equal(weight, again[name]), name
         if "multi_modal_projector" not in name:
             assert torch.allclose(weight, merged[name], atol=1e-6), name
 
@@ -263,15 +298,15 @@ def test_an_adapter_of_another_model_changes_nothing(place: Path, tmp_path: Path
     assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
 
 
-# --- the prompt --------------------------------------------------------------------------------------------------------------
+# --- the prompt -------------------------------------------------------------------------------------------------------
 
 
 def test_prompts_are_vicunas_and_the_text_is_tokenized_in_two_pieces(place: Path) -> None:
     llava = Llava.load(str(place / "base"), None, "cpu", torch.float32)
     with_image, without = read_questions(choose_tasks(["ScienceQA"])[0], place / "data")[:2]
     head = (
-        "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite "
-        "answers to the user's questions. USER: "
+        "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and "
+        "polite answers to the user's questions. USER: "
     )
     tokens = llava.tokens(with_image)
     assert llava.tokenizer.decode(tokens) == f"<s>{head}{'<image>' * 4}\nWhich?\nA. one\nB. two ASSISTANT:"

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mm_samples import ITEMS, write_data
-from PIL import Image
-
 from mm_mergebench.answers import AnswerFile, read_answers
 from mm_mergebench.images import Preprocessing, open_image, pad_to_square
 from mm_mergebench.questions import IMAGENET_CHOICES, Question, read_questions
 from mm_mergebench.scores import score_task
 from mm_mergebench.tasks import TASKS, Task, choose_tasks
+from mm_samples import ITEMS, write_data
+from PIL import Image
+
 from robustmerge_kit.errors import InputError, OutputError, RmkitError, UsageError
 
 TASK = {task.name: task for task in TASKS}
@@ -25,13 +25,15 @@ def data(tmp_path: Path) -> Path:
     return write_data(tmp_path / "data")
 
 
-# --- questions -----------------------------------------------------------------------------------------------------------------
+# --- questions --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
 def test_both_layouts_hold_the_same_questions(task: Task, data: Path, tmp_path: Path) -> None:
     other = write_data(tmp_path / "published", published=True)
-    ours, theirs = ([(q.id, q.text, q.answers, q.box, q.captions) for q in read_questions(task, place)] for place in (data, other))
+    ours, theirs = (
+        [(q.id, q.text, q.answers, q.box, q.captions) for q in read_questions(task, place)] for place in (data, other)
+    )
     assert ours == theirs
     assert len(ours) == len(ITEMS[task.name])
 
@@ -78,8 +80,8 @@ def change(key: str, value: Any = None) -> Callable[[list[dict[str, Any]]], Any]
         ("VQAv2", change("text"), "question 1: has no text"),
         ("VQAv2", change("answer"), "question 1: has no answer"),
         ("REC", change("answer_bbox"), "has no answer_bbox of four numbers"),
-        ("REC", change("answer_bbox", "[1, 2]"), "are not four and two numbers"),
-        ("REC", change("size", [1]), "are not four and two numbers"),
+        ("REC", change("answer_bbox", "[1, 2]"), "are not 4 and 2 numbers"),
+        ("REC", change("size", [1]), "are not 4 and 2 numbers"),
         ("VQAv2", lambda items: [], "holds no list of questions"),
         ("VQAv2", lambda items: {"a": 1}, "holds no list of questions"),
         ("VQAv2", lambda items: ["x"], "is not an object but str"),
@@ -112,7 +114,7 @@ def test_tasks_by_name_and_group() -> None:
         choose_tasks(["COCO"])
 
 
-# --- answers ---------------------------------------------------------------------------------------------------------------------
+# --- answers ----------------------------------------------------------------------------------------------------------
 
 ASKED = [Question(i, f"q{i}", f"what {i}?", None) for i in range(3)]
 MAKER = {"model": "ties", "base": "b"}
@@ -163,7 +165,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     assert read_answers(path)[1] == {0: "zero"}
 
 
-# --- scores ----------------------------------------------------------------------------------------------------------------------
+# --- scores -----------------------------------------------------------------------------------------------------------
 
 
 def test_scores_of_a_task(data: Path) -> None:
@@ -193,7 +195,7 @@ def test_captions_are_scored_against_the_right_picture(data: Path, monkeypatch: 
     assert "METEOR" in score.note
 
 
-# --- images ----------------------------------------------------------------------------------------------------------------------
+# --- images -----------------------------------------------------------------------------------------------------------
 
 CLIP = Preprocessing(28, (0.48, 0.46, 0.41), (0.27, 0.26, 0.28))
 
@@ -207,7 +209,10 @@ def test_cropped_as_transformers_does(size: tuple[int, int]) -> None:
     values = torch.randint(0, 256, (size[1], size[0], 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     image = Image.fromarray(values.numpy())
     processor = CLIPImageProcessorPil(
-        size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}, image_mean=list(CLIP.mean), image_std=list(CLIP.deviation)
+        size={"shortest_edge": 28},
+        crop_size={"height": 28, "width": 28},
+        image_mean=list(CLIP.mean),
+        image_std=list(CLIP.deviation),
     )
     expected = torch.as_tensor(processor(image, return_tensors="pt")["pixel_values"][0])
     assert torch.allclose(CLIP(image, "crop"), expected, atol=1e-5)

@@ -1,8 +1,6 @@
 """Every rule for one answer against 20 answers scored by hand from its written definition, released oddities among them."""
 
-import mm_samples  # noqa: F401  (puts benchmarks/ on the path)
 import pytest
-
 from mm_mergebench.metrics import METRICS, find_letter, normalise, read_number
 from mm_mergebench.questions import Question
 from mm_mergebench.tasks import TASKS
@@ -205,7 +203,7 @@ def test_scored_by_hand(rule: str, said: str, answer: str, points: int) -> None:
     assert METRICS[rule](said, Question(0, "q", "?", None, answers=(answer,))) == points
 
 
-# --- boxes -------------------------------------------------------------------------------------------------------------------
+# --- boxes ------------------------------------------------------------------------------------------------------------
 
 HALF = (0.0, 0.0, 1.0, 0.5)
 CORNER = (0.1, 0.2, 0.5, 0.6)
@@ -240,7 +238,7 @@ def test_boxes_scored_by_hand(said: str, box: tuple[float, ...], released: int, 
     assert (METRICS["box_cut"](said, question), METRICS["box_whole"](said, question)) == (released, whole)
 
 
-# --- ten annotators ------------------------------------------------------------------------------------------------------------
+# --- ten annotators ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("agree", "points"), [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (10, 1.0)])
@@ -251,7 +249,7 @@ def test_vqa_with_ten_annotators(agree: int, points: float) -> None:
     assert METRICS["vqa_accuracy"]("Net.", question) == pytest.approx(points)
 
 
-# --- small parts ---------------------------------------------------------------------------------------------------------------
+# --- small parts ------------------------------------------------------------------------------------------------------
 
 
 def test_parts() -> None:

@@ -1,12 +1,20 @@
 """The `sweep` section: what it may say, what is wrong in it and where, and the plain recipes of its trials."""
 
+import contextlib
+import itertools
+import json
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from robustmerge_kit.errors import RecipeError, RmkitError
+from robustmerge_kit.homes import OnWeb, Opened
 from robustmerge_kit.recipe import Axis, json_schema, parse_recipe, plain_data, vary
+from robustmerge_kit.recipe.load import _build
 from robustmerge_kit.recipe.yaml_text import read_yaml
 
 HEAD = "merge_method: ties\nadapters: [a, {adapter: b, parameters: {density: 0.1}}]\nparameters: {density: 0.2}\n"
@@ -27,13 +35,18 @@ GOOD = [
     section("density: {low: 0.1, high: 1}"),
     section("parameters.density: [0.1, 0.2, [0.1, 0.5], [{filter: q, value: 0.3}, {value: 0.1}]]"),
     section("density: [{low: 0.1, high: 0.5}, 0.3, {low: 0.1, high: 1.0, step: 0.1}]"),
-    section("merge_method: [ties, linear, robustmerge]\nspace: [full, core, {ctm: {rank: 4}}]\ngain: {low: 0.1, high: 9, log: true}"),
+    section(
+        "merge_method: [ties, linear, robustmerge]\nspace: [full, core, {ctm: {rank: 4}}]\ngain: {low: 0.1, high: 9, log: true}"
+    ),
     section("adapters[0].parameters.weight: {low: 0, high: 2, step: 0.5}\noutput.rank: [4, auto, {energy: 0.9}]"),
     section("pre: [[], [norm_balance], [{norm_balance: {beta: 0.5}}]]\nseed: [0, 1]"),
     section("adapters[0].adapter: [x, y]"),
     section("overrides[0].parameters.density: [0.1, 0.4]", head=HEAD + 'overrides: [{match: "*"}]\n'),
     section("density: {low: 0.1, high: 1, step: 0.1}", "  evaluate: diagnostics\n  sampler: grid\n"),
-    section("density: [0.1]", "  evaluate: diagnostics\n  sampler: random\n  trials: 3\n  seed: 7\n  direction: minimize\n  patience: 2\n"),
+    section(
+        "density: [0.1]",
+        "  evaluate: diagnostics\n  sampler: random\n  trials: 3\n  seed: 7\n  direction: minimize\n  patience: 2\n",
+    ),
     evaluated('{command: "python score.py {out}", timeout: 60, value: {file: r.json, key: a.b}}'),
     evaluated('{command: [python, score.py, "{out}"], value: {file: r.json, key: [results, 0, "acc,none"]}}'),
     evaluated("{python: package.module:function, timeout: 1.5}"),
@@ -41,6 +54,10 @@ GOOD = [
     "vars: {most: 0.9}\n" + section("density: {low: 0.1, high: <most>}"),
 ]
 
+GRID = "  evaluate: diagnostics\n  sampler: grid\n"
+A_GRADIENT = "a list with ranges is a gradient; a list of other values is a choice"
+A_NAME = "write it as parameters.density or adapters[0].parameters.weight"
+TWO_FORMS = "diagnostics, {command: ..} or {python: module:function}"
 CANNOT = "search keys that change what is merged, as parameters.density, merge_method or output.rank"
 
 WRONG: list[tuple[str, list[str]]] = [
@@ -59,31 +76,40 @@ WRONG: list[tuple[str, list[str]]] = [
     (section("density: [0.1, {low: 1, high: 2}]"), ["6:20: sweep.search.density[1] must be at most 1, got 2"]),
     (
         section("density: [a, {low: 0.1, high: 1}]"),
-        ["6:15: a gradient holds ranges and numbers, got 'a'\nhint: a list with ranges is a gradient; a list of other values is a choice"],
+        [f"6:15: a gradient holds ranges and numbers, got 'a'\nhint: {A_GRADIENT}"],
     ),
     (section("densty: [0.1]"), ["6:5: no method of ties has a parameter 'densty'\nhint: did you mean density?"]),
     (section("space: [core]", head="merge_method: tsv_m\nadapters: [a]\nname: x\n"), ["6:5: no method of tsv_m has spaces"]),
-    (section("space: [cor]"), ["6:13: sweep.search.space[0] must be full, core, knots, ctm or factor, got 'cor'\nhint: did you mean core?"]),
+    (
+        section("space: [cor]"),
+        ["6:13: sweep.search.space[0] must be full, core, knots, ctm or factor, got 'cor'\nhint: did you mean core?"],
+    ),
     (section("merge_method: [ties, tiess]"), ["6:26: no merge method is called 'tiess'\nhint: did you mean ties?"]),
     (section("merge_method: [ties, slerp]"), ["6:26: slerp needs the parameter t\nhint: add it under parameters: {t: ..}"]),
     (
         section("a..b: [1]"),
-        ["6:5: 'a..b' is not the way to a key of a recipe\nhint: write it as parameters.density or adapters[0].parameters.weight"],
+        [f"6:5: 'a..b' is not the way to a key of a recipe\nhint: {A_NAME}"],
     ),
     (section("output.path: [a, b]"), [f"6:5: output.path cannot be searched\nhint: {CANNOT}"]),
     (section("vars.x: [1, 2]"), [f"6:5: vars.x cannot be searched\nhint: {CANNOT}"]),
-    (section("density: [0.1]\nparameters.density: [0.2]"), ["7:5: parameters.density is searched twice\nhint: keep one of the two"]),
+    (
+        section("density: [0.1]\nparameters.density: [0.2]"),
+        ["7:5: parameters.density is searched twice\nhint: keep one of the two"],
+    ),
     (section("overrides[0].merge_method: [linear]"), ["6:33: overrides[0].merge_method: the recipe has no such place, but []"]),
     (section("output.rank: {low: 0, high: 8}"), ["6:18: sweep.search.output.rank must be at least 1, got 0"]),
     (
-        section("density: {low: 0.1, high: 1}", "  evaluate: diagnostics\n  sampler: grid\n"),
+        section("density: {low: 0.1, high: 1}", GRID),
         ["6:14: a grid needs steps, and density is a range without\nhint: add step: .., or list the values"],
     ),
-    (section("density: [0.1]", "  evaluate: diagnostics\n"), ["5:3: sampler tpe needs the number of trials\nhint: add e.g. trials: 50"]),
+    (
+        section("density: [0.1]", "  evaluate: diagnostics\n"),
+        ["5:3: sampler tpe needs the number of trials\nhint: add e.g. trials: 50"],
+    ),
     (evaluated("diagnostcs"), ["7:13: sweep.evaluate must be diagnostics, got 'diagnostcs'\nhint: did you mean diagnostics?"]),
     (
         evaluated("{comand: x}"),
-        ["7:13: sweep.evaluate must be diagnostics, {command: ..} or {python: module:function}, got a mapping with the keys comand"],
+        [f"7:13: sweep.evaluate must be {TWO_FORMS}, got a mapping with the keys comand"],
     ),
     (evaluated("{command: x, timeout: 0}"), ["7:35: sweep.evaluate.timeout must be greater than 0, got 0"]),
     (evaluated("{command: x, vale: {}}"), ["7:26: unknown key 'vale'\nhint: did you mean value?"]),
@@ -215,7 +241,7 @@ def test_a_space_of_the_recipe_goes_with_the_methods_that_have_spaces() -> None:
     assert vary(recipe, {"merge_method": "ties"}).space == "core"
 
 
-def test_parents_and_variables_are_written_out(tmp_path: Any) -> None:
+def test_parents_and_variables_are_written_out(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text(section("density: {low: 0.1, high: <most>}") + "vars: {most: 0.5}\n")
     child = tmp_path / "child.yaml"
     child.write_text("extends: base.yaml\nseed: 3\nvars: {most: 0.75}\n")
@@ -225,3 +251,93 @@ def test_parents_and_variables_are_written_out(tmp_path: Any) -> None:
     data = plain_data(vary(recipe, {"density": 0.6}))
     assert (data["seed"], data["parameters"]["density"]) == (3, 0.6)
     assert {"extends", "vars", "sweep"} & set(data) == set()
+
+
+STRANGE = [
+    ("{command: rm x}", "hub"),
+    ("{python: a:b}", "hub"),
+    ("diagnostics", None),
+]
+
+
+@pytest.mark.parametrize(("evaluate", "refused"), STRANGE)
+def test_nothing_is_run_that_a_recipe_from_elsewhere_says(evaluate: str, refused: str | None, tmp_path: Path) -> None:
+    text = evaluated(evaluate).replace("[a, {adapter: b,", "[org/a, {adapter: org/b,")
+    url = "https://example.org/r.yaml"
+    opened = Opened(text.encode(), OnWeb(url), url, url, url, "r")
+    if refused is None:
+        assert _build(opened, {}, {}).search is not None
+        return
+    with pytest.raises(RecipeError, match=r"r\.yaml:7:13: a recipe from elsewhere may not say what is run here\nhint: read it"):
+        _build(opened, {}, {})
+
+
+NAMES = st.sampled_from(
+    [
+        *(
+            "density",
+            "gain",
+            "parameters",
+            "parameters.density",
+            "parameters.density.x",
+            "merge_method",
+            "space",
+            "space.ctm.rank",
+        ),
+        *("adapters", "adapters[0]", "adapters[1].parameters.weight", "adapters[9].adapter", "adapters[0].adapter[1]", "seed"),
+        *(
+            "overrides",
+            "overrides[0].merge_method",
+            "overrides[1].merge_method",
+            "overrides[0].parameters.density",
+            "overrides[0]",
+        ),
+        *(
+            "overrides.x",
+            "output.rank",
+            "output.rank.energy",
+            "output",
+            "pre[0]",
+            "pre",
+            "post[0].svc.alpha",
+            "missing",
+            "a..b",
+            "x",
+        ),
+        *("name", "meta.x", "vars.x", "extends", "sweep.trials", "base_model", "merge_method.x", "parameters[0]", "weight", ""),
+    ]
+)
+SCALARS = (
+    st.none() | st.booleans() | st.integers(-3, 9) | st.floats() | st.sampled_from(["ties", "linear", "svd", "core", "a", "1"])
+)
+RANGES = st.fixed_dictionaries({"low": SCALARS, "high": SCALARS}, optional={"step": SCALARS, "log": st.booleans()})
+VALUES = st.recursive(
+    SCALARS | RANGES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=4,
+)
+SWEEPS = st.fixed_dictionaries(
+    {"search": st.dictionaries(NAMES, VALUES | RANGES | st.lists(VALUES, min_size=1, max_size=3), min_size=1, max_size=4)},
+    optional={
+        "evaluate": st.sampled_from(["diagnostics", {"command": "x"}, {"python": "a:b"}, {"python": "a"}, {}, 3]),
+        "trials": st.integers(0, 3),
+        "sampler": st.sampled_from(["tpe", "grid", "random", "x"]),
+    },
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(SWEEPS, st.booleans())
+def test_junk_in_the_right_places_never_raises_anything_else(sweep: dict[str, Any], overridden: bool) -> None:
+    recipe: dict[str, Any] = {
+        "merge_method": "ties",
+        "adapters": ["a", "b"],
+        "sweep": {"evaluate": "diagnostics", "trials": 2} | sweep,
+    }
+    if overridden:
+        recipe["overrides"] = [{"match": "*", "merge_method": "linear"}]
+    with contextlib.suppress(RmkitError):
+        loaded = parse_recipe(json.dumps(recipe))
+        assert loaded.search is not None
+        for drawn in itertools.islice(loaded.search.contexts(plain_data(loaded)), 4):
+            assert vary(loaded, drawn).sweep is None
