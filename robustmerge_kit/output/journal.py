@@ -1,13 +1,17 @@
-"""What of a folder is done: a line per finished job with the checksum of what it wrote, so that a killed run can go on."""
+"""What of a folder is done: a line per finished job with the checksum of what it wrote, so that a killed run can go on.
+
+Processes that share a fold keep a journal for each of its parts; who holds the lock of one does that part.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from ..errors import OutputError
 
@@ -15,54 +19,120 @@ NAME = ".rmkit-journal"
 
 
 class Journal:
-    """The journal of a staged folder. `done` holds what an earlier run with the same identity finished, by job.
+    """A journal of a staged folder. `done` holds what is finished, by job: in this run, and in earlier ones of the same identity
+    in whatever part.
 
     A line that a crash cut short does not count. Lines are appended from one thread.
     """
 
-    def __init__(self, stage: Path, identity: str) -> None:
-        self._path = stage / NAME
-        self.done: dict[str, Mapping[str, Any]] = _read(self._path, identity)
-        self._lock = threading.Lock()
+    def __init__(self, stage: Path, identity: str, part: int | None = None) -> None:
+        """Raises: OutputError when the disk refuses."""
+        path = journal_file(stage, part)
+        if _identity(path) != identity:
+            path.unlink(missing_ok=True)
         try:
-            self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
-            # A line that was cut short must not swallow the next one.
-            self._append({"identity": identity} if not self.done else {"again": True}, b"\n")
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         except OSError as error:
-            raise OutputError.from_os(error, self._path) from error
+            raise OutputError.from_os(error, path) from error
+        self._begin(path, handle, identity)
+
+    @classmethod
+    def take(cls, stage: Path, identity: str, part: int) -> Self | None:
+        """The journal of a part that is there, for this process alone; None when another process has it, or it was removed.
+
+        Raises: OutputError where the file system has no locks.
+        """
+        path = journal_file(stage, part)
+        try:
+            handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise OutputError.from_os(error, path) from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(handle), path.stat()):
+                raise FileNotFoundError(path)
+        except (BlockingIOError, FileNotFoundError):
+            os.close(handle)
+            return None
+        except OSError as error:
+            os.close(handle)
+            raise OutputError.from_os(error, path) from error
+        journal = cls.__new__(cls)
+        journal._begin(path, handle, identity)
+        return journal
+
+    def _begin(self, path: Path, handle: int, identity: str) -> None:
+        self._path = path
+        self._fd = handle
+        self._lock = threading.Lock()
+        self.done: dict[str, Mapping[str, Any]] = {}
+        for each in sorted(path.parent.glob(f"{NAME}*")):
+            if _identity(each) == identity:
+                self.done |= _read(each, "job")
+        # A line that was cut short must not swallow the next one.
+        self._append({"again": True} if _identity(path) == identity else {"identity": identity}, b"\n")
 
     def add(self, job: str, record: Mapping[str, Any]) -> None:
         """Note that a job is done.
 
         Raises: OutputError when the disk refuses.
         """
-        try:
-            with self._lock:
-                self._append({"job": job, **record})
-        except OSError as error:
-            raise OutputError.from_os(error, self._path) from error
+        self._append({"job": job, **record})
+        self.done[job] = record
+
+    def conclude(self, session: str, record: Mapping[str, Any]) -> None:
+        """Note that all of this journal's part is done and on the disk. session: stands for the run that knows its files.
+
+        Raises: OutputError when the disk refuses.
+        """
+        self._append({"session": session, **record})
+
+    def conclusion(self, session: str) -> Mapping[str, Any] | None:
+        """What was noted at the end of this journal's part, None while it is not done."""
+        return conclusion(self._path, session)
 
     def close(self) -> None:
-        """Close the file and leave it."""
+        """Close the file and leave it; its lock is given back."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
-    def remove(self) -> None:
-        """The folder is complete: nothing is left to go on with."""
-        self.close()
-        self._path.unlink(missing_ok=True)
-
     def _append(self, entry: Mapping[str, Any], before: bytes = b"") -> None:
         data = before + json.dumps(entry, ensure_ascii=False).encode() + b"\n"
-        while data:
-            data = data[os.write(self._fd, data) :]
+        try:
+            with self._lock:
+                while data:
+                    data = data[os.write(self._fd, data) :]
+        except OSError as error:
+            raise OutputError.from_os(error, self._path) from error
+
+
+def journal_file(stage: Path, part: int | None = None) -> Path:
+    """Where the journal of a folder lies, or that of a part."""
+    return stage / (NAME if part is None else f"{NAME}-{part}")
+
+
+def remove_journals(stage: Path) -> None:
+    """The folder is complete: nothing is left to go on with."""
+    for path in stage.glob(f"{NAME}*"):
+        path.unlink(missing_ok=True)
+
+
+def conclusion(path: Path, session: str) -> Mapping[str, Any] | None:
+    """What the journal at `path` says its part ended with in this session, None while it is not done."""
+    return _read(path, "session").get(session)
 
 
 def journalled_identity(stage: Path) -> str | None:
     """The identity a staged folder was begun with, None where it keeps no journal."""
+    return _identity(journal_file(stage))
+
+
+def _identity(path: Path) -> str | None:
     try:
-        with (stage / NAME).open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8") as file:
             for line in file:
                 entry = _parse(line)
                 if "identity" in entry:
@@ -72,16 +142,14 @@ def journalled_identity(stage: Path) -> str | None:
     return None
 
 
-def _read(path: Path, identity: str) -> dict[str, Mapping[str, Any]]:
-    if journalled_identity(path.parent) != identity:
-        path.unlink(missing_ok=True)
+def _read(path: Path, key: str) -> dict[str, Mapping[str, Any]]:
+    """The lines of a journal that have a key, by its value; of several the last."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
         return {}
-    done: dict[str, Mapping[str, Any]] = {}
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        entry = _parse(line)
-        if "job" in entry:
-            done[str(entry["job"])] = entry
-    return done
+    entries = [_parse(line) for line in text.splitlines()]
+    return {str(entry[key]): entry for entry in entries if key in entry}
 
 
 def _parse(line: str) -> Mapping[str, Any]:

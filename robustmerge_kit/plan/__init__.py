@@ -2,6 +2,7 @@
 
 from .build import make_plan
 from .changes import Change, Part
+from .division import divide
 from .fold import DEFAULT_LAYOUT, TILE, Copy, Fold, Layout, OutputFile
 from .forecast import job_bytes, largest_job, peak_bytes
 from .gather import Inputs, gather, labels
@@ -31,6 +32,7 @@ __all__ = [
     "Target",
     "check_output_name",
     "choose_ranks",
+    "divide",
     "gather",
     "job_bytes",
     "labels",

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from ..errors import RmkitError
 from .parameters import WEIGHT
 from .problems import Problems, nearest, show
-from .sweep import Range, Sweep
+from .sweep import MOST_TRIALS, Range, Sweep
 from .values import method_named
 from .ways import check_name, put, way
 from .yaml_text import Path
@@ -27,6 +27,8 @@ from .yaml_text import Path
 Read = Callable[[dict[str, Any], Problems], object]
 """Checks a recipe's data, and notes what is wrong with it."""
 
+MOST = 1e15
+MOST_STEPS = 1_000_000
 MOST_CONTEXTS = 256
 """Combinations of methods in which a parameter is looked for."""
 
@@ -62,6 +64,10 @@ class Axis:
         if not self.choices:
             return int(drawn) if self.whole else float(drawn) if self.step is None else round(float(drawn), 12)
         return self.choices[self.labels.index(drawn)]
+
+    def place(self, drawn: Any) -> Path:
+        """Where a value stands in the recipe's text."""
+        return (*self.source, self.labels.index(drawn)) if self.choices else self.source
 
     def steps(self) -> list[Any] | None:
         """All values in order; None for a range without steps."""
@@ -106,11 +112,12 @@ class Search:
         """All further axes, in the order of the recipe."""
         return [axis for axis in self.axes if axis.path[-1] != "merge_method"]
 
-    def assemble(self, data: Mapping[str, Any], drawn: Mapping[str, Any]) -> dict[str, Any]:
-        """The recipe's data with the values drawn, without the sweep.
+    def rooted(self, axis: Axis) -> Path:
+        """Where an axis goes in the recipe as it is written: a point of a gradient where the whole gradient goes."""
+        return axis.path[:-1] if axis.path[:-1] in self.gradients else axis.path
 
-        Raises: LookupError for a place that the recipe does not have.
-        """
+    def assemble(self, data: Mapping[str, Any], drawn: Mapping[str, Any]) -> dict[str, Any]:
+        """The recipe's data with the values drawn, without the sweep."""
         found = copy.deepcopy({key: value for key, value in data.items() if key != "sweep"})
         axes = [axis for axis in self.axes if axis.name in drawn]
         for path, points in self.gradients.items():
@@ -178,7 +185,11 @@ def plan_search(sweep: Sweep, data: Mapping[str, Any], problems: Problems, read:
 
 
 def _add_range(axes: list[Axis], name: str, path: Path, source: Path, given: Range, problems: Problems) -> None:
-    if given.low > given.high:
+    if max(abs(given.low), abs(given.high)) > MOST:
+        problems.add(source, f"{name}: numbers up to {MOST:g} can be searched")
+    elif given.step is not None and (given.high - given.low) / given.step > MOST_STEPS:
+        problems.add(source, f"{name}: a range has at most {MOST_STEPS} steps")
+    elif given.low > given.high:
         problems.add(source, f"{name}: low {given.low:g} is above high {given.high:g}")
     elif given.log and given.step is not None:
         problems.add(source, f"{name}: log and step exclude each other")
@@ -232,7 +243,13 @@ class _Check:
     read: Read
 
     def run(self) -> None:
-        """Note every value that its key does not take."""
+        """Note every place that the recipe does not have, and every value that its key does not take."""
+        for axis in self.search.axes:
+            try:
+                put(copy.deepcopy(dict(self.data)), self.search.rooted(axis), None)
+            except LookupError as found:
+                what = f"{axis.name}: the recipe has no such place, but {found}"
+                self.problems.add(axis.source, what, at_key=isinstance(axis.source[-1], str))
         for axis in self.search.methods:
             for i, name in enumerate(axis.choices):
                 try:
@@ -246,18 +263,18 @@ class _Check:
             if context is None:
                 self.lacks(axis)
                 continue
-            for i, value in enumerate(axis.samples()):
-                source = (*axis.source, i) if axis.choices else axis.source
+            for value in axis.samples():
                 drawn = {**context, axis.name: value}
                 if axis.path[-1] == "merge_method":
                     drawn = next((each for each in self.search.contexts(self.data) if each[axis.name] == value), drawn)
-                self.try_out(drawn, axis, source)
+                self.try_out(drawn)
 
     def context(self, axis: Axis) -> dict[str, Any] | None:
         """A trial that draws this axis."""
         return next((drawn for drawn in self.search.contexts(self.data) if axis.name in drawn), None)
 
     def lacks(self, axis: Axis) -> None:
+        """Note a parameter or space that no method of the sweep has."""
         methods = dict.fromkeys([*_all_methods(self.data), *(str(m) for each in self.search.methods for m in each.choices)])
         key = str(axis.path[-1] if isinstance(axis.path[-1], str) else axis.path[-2])
         if key == "space":
@@ -267,14 +284,10 @@ class _Check:
         what = f"no method of {', '.join(methods)} has a parameter {key!r}"
         self.problems.add(axis.source, what, hint=nearest(key, known), at_key=True)
 
-    def try_out(self, drawn: Mapping[str, Any], axis: Axis, source: Path) -> None:
-        moved = {each.path: each.source for each in self.search.axes if each.name in drawn} | {axis.path: source}
-        try:
-            data = self.search.assemble(self.data, drawn)
-        except LookupError as found:
-            self.problems.add(source, f"{axis.name}: the recipe has no such place, but {found}", at_key=True)
-            return
-        self.read(data, self.problems.elsewhere(moved))
+    def try_out(self, drawn: Mapping[str, Any]) -> None:
+        """Check the recipe of a trial; a mistake stands where the value is listed."""
+        moved = {axis.path: axis.place(drawn[axis.name]) for axis in self.search.axes if axis.name in drawn}
+        self.read(self.search.assemble(self.data, drawn), self.problems.elsewhere(moved))
 
     def settled(self, axis: Axis) -> Axis:
         """A range of whole numbers becomes one of all numbers where its key takes them."""
@@ -297,10 +310,18 @@ def _check_sampler(sweep: Sweep, search: Search, problems: Problems) -> None:
         if sweep.trials is None:
             problems.add(("sweep",), f"sampler {sweep.sampler} needs the number of trials", hint="add e.g. trials: 50")
         return
+    count = 1
     for axis in search.axes:
-        if axis.steps() is None:
+        steps = axis.steps()
+        if steps is None:
             hint = "add step: .., or list the values"
             problems.add(axis.source, f"a grid needs steps, and {axis.name} is a range without", hint=hint)
+        count *= len(steps or ())
+    if count > MOST_TRIALS:
+        hint = "search fewer values, or choose another sampler"
+        problems.add(
+            ("sweep", "search"), f"the grid has {count} combinations, the limit is {MOST_TRIALS}", hint=hint, at_key=True
+        )
 
 
 def _owner(path: Path) -> tuple[str, Path] | None:
@@ -326,15 +347,21 @@ def _methods(data: Mapping[str, Any], place: Path) -> list[str]:
 
 
 def _all_methods(data: Mapping[str, Any]) -> list[str]:
-    others = [each["merge_method"] for each in data.get("overrides", []) if "merge_method" in each]
-    return [data["merge_method"], *others]
+    """The methods of a recipe; what is no recipe yet, because a value in it is wrong, may have fewer."""
+    overrides = data.get("overrides", [])
+    others = [each.get("merge_method") for each in overrides if isinstance(each, dict)] if isinstance(overrides, list) else []
+    return [each for each in (data["merge_method"], *others) if isinstance(each, str)]
 
 
 def _leave_out(data: dict[str, Any], possible: set[str]) -> None:
     """Take away the settings of other methods of the sweep than those chosen."""
-    methods = [method_named(name) for name in _all_methods(data)]
+    try:
+        methods = [method_named(name) for name in _all_methods(data)]
+    except RmkitError:
+        return  # a searched list of overrides names an unknown one, which is noted when it is read
     known = {name for method in methods for name in method.params.model_fields}
-    entries = [entry for entry in data.get("adapters", []) if isinstance(entry, dict)]
+    adapters = data.get("adapters")
+    entries = [entry for entry in adapters if isinstance(entry, dict)] if isinstance(adapters, list) else []
     for owner in (data, *entries):
         if isinstance(owner.get("parameters"), dict):
             gone = {name for name in owner["parameters"] if name in possible and name not in known}

@@ -167,6 +167,16 @@ def test_other_makers_are_refused_and_restart_begins_again(
     assert answers(tmp_path) != before
 
 
+def test_answers_of_another_adapter_are_refused(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_adapter(tmp_path / "llava_lora", 1)
+    few = ("--methods", "zero-shot", "--adapter", f"mine={folder}", "--tasks", "TabMWP")
+    assert main(flags(place, tmp_path / "out", *few)) == 0
+    factors = torch.load(folder / "adapter_model.bin", weights_only=True)
+    torch.save({name: 2 * value for name, value in factors.items()}, folder / "adapter_model.bin")
+    assert main(flags(place, tmp_path / "out", *few)) == 3
+    assert "its answers were made otherwise: adapter was" in capsys.readouterr().err
+
+
 def test_a_limit_leaves_the_table_empty_and_says_so(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(flags(place, tmp_path, "--methods", "zero-shot", "--tasks", "VQAv2", "--limit", "1")) == 0
     shown = capsys.readouterr().out

@@ -96,7 +96,7 @@ WRONG: list[tuple[str, list[str]]] = [
         section("density: [0.1]\nparameters.density: [0.2]"),
         ["7:5: parameters.density is searched twice\nhint: keep one of the two"],
     ),
-    (section("overrides[0].merge_method: [linear]"), ["6:33: overrides[0].merge_method: the recipe has no such place, but []"]),
+    (section("overrides[0].merge_method: [linear]"), ["6:5: overrides[0].merge_method: the recipe has no such place, but []"]),
     (section("output.rank: {low: 0, high: 8}"), ["6:18: sweep.search.output.rank must be at least 1, got 0"]),
     (
         section("density: {low: 0.1, high: 1}", GRID),
@@ -272,52 +272,71 @@ def test_nothing_is_run_that_a_recipe_from_elsewhere_says(evaluate: str, refused
         _build(opened, {}, {})
 
 
-NAMES = st.sampled_from(
-    [
-        *(
-            "density",
-            "gain",
-            "parameters",
-            "parameters.density",
-            "parameters.density.x",
-            "merge_method",
-            "space",
-            "space.ctm.rank",
-        ),
-        *("adapters", "adapters[0]", "adapters[1].parameters.weight", "adapters[9].adapter", "adapters[0].adapter[1]", "seed"),
-        *(
-            "overrides",
-            "overrides[0].merge_method",
-            "overrides[1].merge_method",
-            "overrides[0].parameters.density",
-            "overrides[0]",
-        ),
-        *(
-            "overrides.x",
-            "output.rank",
-            "output.rank.energy",
-            "output",
-            "pre[0]",
-            "pre",
-            "post[0].svc.alpha",
-            "missing",
-            "a..b",
-            "x",
-        ),
-        *("name", "meta.x", "vars.x", "extends", "sweep.trials", "base_model", "merge_method.x", "parameters[0]", "weight", ""),
-    ]
-)
-SCALARS = (
-    st.none() | st.booleans() | st.integers(-3, 9) | st.floats() | st.sampled_from(["ties", "linear", "svd", "core", "a", "1"])
-)
+ODD: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    ({"overrides[1].merge_method": ["linear"], "density": [0.1]}, {"overrides": [{"match": "*"}]}, "has no such place"),
+    ({"overrides[0].merge_method": ["linear", "ties"], "density": [0.1]}, {"overrides": [{"match": "*"}]}, ""),
+    ({"overrides[0].parameters.density": [0.3], "merge_method": ["linear", "ties"]}, {"overrides": [{"match": "*"}]}, ""),
+    ({"merge_method.x": ["linear"], "density": [0.1]}, {}, "the recipe has no such place, but 'ties'"),
+    ({"merge_method": [1, None], "density": [0.1]}, {}, "no merge method is called '1'"),
+    ({"overrides": [[{"match": "*", "merge_method": "linear"}], []], "density": [0.1]}, {}, ""),
+    ({"overrides": [3, "x"], "merge_method": ["ties", "svd"]}, {}, "must be a list, got 3"),
+    ({"overrides": [[{"match": "*", "merge_method": "x"}], [4]], "merge_method": ["ties", "svd"]}, {}, "is called 'x'"),
+    ({"adapters": [["a", "b", "c"], ["a"]], "adapters[2].parameters.weight": [1]}, {}, "is searched twice"),
+    ({"adapters": [["a", "b"], 3], "merge_method": ["ties", "linear"]}, {}, "must be a list, got 3"),
+    ({"adapters[0]": ["x", "y"], "adapters[1].parameters": [{"weight": 1}, {"weight": 2}]}, {}, ""),
+    ({"parameters": [{"density": 0.1}, 3], "merge_method": ["ties", "linear"]}, {}, "must be a mapping (key: value), got 3"),
+    ({"gain": {"low": -1e308, "high": 1e308}}, {}, "gain: numbers up to 1e+15 can be searched"),
+    ({"gain": {"low": 0.0, "high": 1.0, "step": 1e-300}}, {}, "gain: a range has at most 1000000 steps"),
+    ({"density": [{"filter": "a", "value": 0.5}, {"value": 0.3}]}, {}, "density"),
+    ({"density": [[{"filter": "a", "value": 0.5}, {"value": 0.3}], 0.2]}, {}, ""),
+    ({"seed": {"low": 0, "high": 10**20}}, {}, "numbers up to 1e+15 can be searched"),
+]
+
+
+@pytest.mark.parametrize(("search", "keys", "said"), ODD)
+def test_odd_searches(search: dict[str, Any], keys: dict[str, Any], said: str) -> None:
+    whole = {
+        "merge_method": "ties",
+        "adapters": ["a", "b"],
+        "sweep": {"search": search, "evaluate": "diagnostics", "trials": 2},
+    }
+    text = json.dumps({**whole, **keys})
+    if said:
+        assert said in "".join(messages(text))
+        return
+    loaded = parse_recipe(text)
+    assert loaded.search is not None
+    assert [vary(loaded, drawn).sweep for drawn in loaded.search.contexts(plain_data(loaded))]
+
+
+def test_a_grid_has_a_limit() -> None:
+    axes = {name: {"low": 0, "high": 99, "step": 1} for name in ("seed", "gain", "density[0]")} | {"density": [0.1]}
+    del axes["density[0]"]
+    axes["adapters[0].parameters.weight"] = {"low": 0, "high": 99, "step": 1}
+    sweep = {"search": axes, "evaluate": "diagnostics", "sampler": "grid"}
+    text = json.dumps({"merge_method": "ties", "adapters": ["a"], "sweep": sweep})
+    assert "the grid has 1000000 combinations, the limit is 100000" in "".join(messages(text))
+
+
+WAYS = """
+density gain parameters parameters.density parameters.density.x merge_method space space.ctm.rank adapters adapters[0] seed
+adapters[1].parameters.weight adapters[9].adapter adapters[0].adapter[1] overrides overrides[0].merge_method overrides.x
+overrides[1].merge_method overrides[0].parameters.density overrides[0] output.rank output.rank.energy output pre[0] pre
+post[0].svc.alpha missing a..b x name meta.x vars.x extends sweep.trials base_model merge_method.x parameters[0] weight
+"""
+NAMES = st.sampled_from(WAYS.split())
+SCALARS = st.none() | st.booleans() | st.integers(-3, 9) | st.floats() | st.sampled_from(["ties", "linear", "svd", "core", "1"])
 RANGES = st.fixed_dictionaries({"low": SCALARS, "high": SCALARS}, optional={"step": SCALARS, "log": st.booleans()})
 VALUES = st.recursive(
     SCALARS | RANGES,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
     max_leaves=4,
 )
+LIKELY = st.sampled_from(
+    [["ties", "linear"], ["svd"], [0.5], [1, 2], {"low": 0.1, "high": 1}, {"low": 1, "high": 4, "step": 1}]
+)
 SWEEPS = st.fixed_dictionaries(
-    {"search": st.dictionaries(NAMES, VALUES | RANGES | st.lists(VALUES, min_size=1, max_size=3), min_size=1, max_size=4)},
+    {"search": st.dictionaries(NAMES, LIKELY | VALUES | st.lists(VALUES, min_size=1, max_size=3), min_size=1, max_size=4)},
     optional={
         "evaluate": st.sampled_from(["diagnostics", {"command": "x"}, {"python": "a:b"}, {"python": "a"}, {}, 3]),
         "trials": st.integers(0, 3),
@@ -326,14 +345,11 @@ SWEEPS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(SWEEPS, st.booleans())
 def test_junk_in_the_right_places_never_raises_anything_else(sweep: dict[str, Any], overridden: bool) -> None:
-    recipe: dict[str, Any] = {
-        "merge_method": "ties",
-        "adapters": ["a", "b"],
-        "sweep": {"evaluate": "diagnostics", "trials": 2} | sweep,
-    }
+    whole = {"evaluate": "diagnostics", "trials": 2} | sweep
+    recipe: dict[str, Any] = {"merge_method": "ties", "adapters": ["a", "b"], "sweep": whole}
     if overridden:
         recipe["overrides"] = [{"match": "*", "merge_method": "linear"}]
     with contextlib.suppress(RmkitError):
