@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 
-from .factors import Spectral, orthonormal
+from .factors import Spectral
 from .method import Draws
+from .orthonormal import Basis, orthonormal
 from .spaces import Dense
 
 EXACT_SIDE = 2048
@@ -105,9 +106,9 @@ def _range_finder(source: _Source, rank: int, draws: Draws) -> Compressed:
     probe = draws.uniform(None, "compress probe", first.new_empty((d_in, width), dtype=torch.float32)) - 0.5
     range_ = source.times(probe)
     for _ in range(POWER_ITERATIONS):
-        other = orthonormal(source.transposed_times(orthonormal(range_, exact=False)[0]), exact=False)[0]
+        other = orthonormal(source.transposed_times(orthonormal(range_, exact=False)[0].full), exact=False)[0].full
         range_ = source.times(other)
-    q = orthonormal(range_, exact=False)[0]
+    q = orthonormal(range_, exact=False)[0].full
     small = source.transposed_times(q)
     v, s, wh = torch.linalg.svd(small.double(), full_matrices=False)
     energy = torch.stack([block.square().sum(dtype=torch.float64) for block in source.blocks()]).sum()
@@ -119,4 +120,4 @@ def _spectral(u: torch.Tensor, s: torch.Tensor, v: torch.Tensor, like: torch.Ten
     eye = torch.eye(len(s), dtype=torch.float64, device=s.device)
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     keep = s > max(len(u), len(v)) * torch.finfo(dtype).eps * s[:1]
-    return Spectral(u.to(dtype), eye * keep, s * keep, eye * keep, v.to(dtype))
+    return Spectral(Basis.of(u.to(dtype)), eye * keep, s * keep, eye * keep, Basis.of(v.to(dtype)))

@@ -70,9 +70,9 @@ def _multiplied(delta: Delta) -> LowRank:
     if isinstance(delta, LowRank):
         return delta
     if isinstance(delta, InCore):
-        return LowRank(delta.core.q_b @ delta.matrix.to(delta.core.q_b), delta.core.q_a.mT)
+        return LowRank(delta.core.q_b @ delta.matrix, delta.core.q_a.mT)
     assert isinstance(delta, Spectral)
-    return LowRank(delta.q_b @ (delta.u * delta.s[..., None, :]).to(delta.q_b), (delta.q_a @ delta.v.to(delta.q_a)).mT)
+    return LowRank(delta.q_b @ (delta.u * delta.s[..., None, :]), (delta.q_a @ delta.v).mT)
 
 
 class ExpertDeltas:

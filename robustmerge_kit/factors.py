@@ -20,14 +20,10 @@ from functools import cached_property
 import torch
 from jaxtyping import Float, Int
 
+from .orthonormal import Basis, orthonormal
+
 EPS = 2.0**-23
 """Relative spacing of float32, in which everything is computed but input that is float64."""
-
-CONDITION_LIMIT = 3e4
-"""Largest condition number of normalised columns at which a Cholesky factor stands in for Householder QR.
-
-Its square times 2^-53 bounds how far the basis is from orthonormal: 1e-7, the rounding of the basis itself.
-"""
 
 
 @dataclass(frozen=True)
@@ -124,8 +120,8 @@ class Core:
     Shapes: q_b (..., d_out, q_b), q_a (..., d_in, q_a) in compute dtype; r_b (..., q_b, R), r_a (..., q_a, R) float64.
     """
 
-    q_b: Float[torch.Tensor, "*batch d_out q_b"]
-    q_a: Float[torch.Tensor, "*batch d_in q_a"]
+    q_b: Basis
+    q_a: Basis
     r_b: Float[torch.Tensor, "*batch q_b R"]
     r_a: Float[torch.Tensor, "*batch q_a R"]
     ranks: tuple[int, ...]
@@ -171,8 +167,8 @@ class Core:
 
     def sites(self) -> Iterator[Core]:
         """The cores of a batch one by one, for steps whose sizes depend on the data."""
-        flat = [x.reshape(-1, *x.shape[-2:]) for x in (self.q_b, self.q_a, self.r_b, self.r_a)]
-        for q_b, q_a, r_b, r_a in zip(*flat, strict=True):
+        r_b, r_a = (x.reshape(-1, *x.shape[-2:]) for x in (self.r_b, self.r_a))
+        for q_b, q_a, r_b, r_a in zip(self.q_b.each(), self.q_a.each(), r_b, r_a, strict=True):
             yield Core(q_b, q_a, r_b, r_a, self.ranks, self.eps)
 
 
@@ -193,11 +189,11 @@ class Spectral:
     Shapes: q_b (..., d_out, q_b), u (..., q_b, k), s (..., k) descending, v (..., q_a, k), q_a (..., d_in, q_a).
     """
 
-    q_b: Float[torch.Tensor, "*batch d_out q_b"]
+    q_b: Basis
     u: Float[torch.Tensor, "*batch q_b k"]
     s: Float[torch.Tensor, "*batch k"]
     v: Float[torch.Tensor, "*batch q_a k"]
-    q_a: Float[torch.Tensor, "*batch d_in q_a"]
+    q_a: Basis
 
     @property
     def rank(self) -> int:
@@ -218,8 +214,8 @@ class Spectral:
         Shapes: b (..., d_out, k), a (..., k, d_in), dtype of the bases.
         """
         root = self.s[..., None, :k].sqrt()
-        b = self.q_b @ (self.u[..., :k] * root).to(self.q_b)
-        a = (self.v[..., :k] * root).mT.to(self.q_a) @ self.q_a.mT
+        b = self.q_b @ (self.u[..., :k] * root)
+        a = (self.q_a @ (self.v[..., :k] * root)).mT
         if b.shape[-1]:
             sign = _signs(b)
             b, a = b * sign, a * sign.mT
@@ -266,40 +262,12 @@ def core(stack: FactorStack) -> Core:
     """The exact small core of a stack: thin QR of the joined B and of the joined A, any ranks, R > d included."""
     exact = stack.dtype == torch.float64
     a, b = _joined(stack)
-    q_b, r_b = orthonormal(b, exact)
-    q_a, r_a = orthonormal(a.mT, exact)
+    q_b, r_b = orthonormal(b, exact, stack.dtype)
+    q_a, r_a = orthonormal(a.mT, exact, stack.dtype)
     # Folding after the QR keeps adapters that share a factor on exactly the same directions, whatever their weights.
     c = torch.repeat_interleave(_coefficients(stack), torch.tensor(stack.ranks, device=b.device), -1)
     eps = torch.finfo(stack.dtype).eps
-    return Core(q_b.to(stack.dtype), q_a.to(stack.dtype), r_b * c[..., None, :], r_a, stack.ranks, eps)
-
-
-def orthonormal(x: Float[torch.Tensor, "*batch d k"], exact: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
-    """Q, R with x = Q R and Q^T Q = 1, in float64; R is min(d, k) x k and Q d x min(d, k).
-
-    `exact` demands Householder QR. Otherwise the Cholesky factor of the Gram matrix of the normalised columns serves where
-    they are well conditioned, which is the common case and several times faster.
-    """
-    x = x.double()
-    if exact or x.shape[-1] >= x.shape[-2]:
-        return _householder(x)
-    small = x.mT @ x
-    scale = small.diagonal(dim1=-2, dim2=-1).sqrt()
-    lower, failed = torch.linalg.cholesky_ex(small / (scale[..., :, None] * scale[..., None, :]))
-    inverse = torch.linalg.solve_triangular(lower.mT, torch.eye(x.shape[-1]).to(x).expand_as(lower), upper=True)
-    condition = torch.linalg.matrix_norm(lower) * torch.linalg.matrix_norm(inverse)
-    safe = (failed == 0) & (condition < CONDITION_LIMIT)
-    if not bool(safe.any()):
-        return _householder(x)
-    q, r = ((inverse / scale[..., :, None]).mT @ x.mT).mT, lower.mT * scale[..., None, :]
-    if not bool(safe.all()):
-        q[~safe], r[~safe] = _householder(x[~safe])
-    return q, r
-
-
-def _householder(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    q, r = torch.linalg.qr(x)
-    return q, r
+    return Core(q_b, q_a, r_b * c[..., None, :], r_a, stack.ranks, eps)
 
 
 def nrank(s: Float[torch.Tensor, "*batch k"], shape: Sequence[int], eps: float) -> Int[torch.Tensor, "*batch"]:
@@ -341,10 +309,10 @@ def decompose(delta: LowRank | InCore) -> Spectral:
         return Spectral(core.q_b, u, s, v, core.q_a)
     exact = delta.b.dtype == torch.float64
     dtype = torch.float64 if exact else torch.float32
-    q_b, r_b = orthonormal(delta.b, exact)
-    q_a, r_a = orthonormal(delta.a.mT, exact)
+    q_b, r_b = orthonormal(delta.b, exact, dtype)
+    q_a, r_a = orthonormal(delta.a.mT, exact, dtype)
     u, s, v = svd(r_b @ r_a.mT, torch.finfo(dtype).eps, _rounding(r_b, r_a))
-    return Spectral(q_b.to(dtype), u, s, v, q_a.to(dtype))
+    return Spectral(q_b, u, s, v, q_a)
 
 
 def pad(delta: LowRank, k: int) -> LowRank:

@@ -59,7 +59,7 @@ class Canvas(Protocol):
 
 
 class Progress(Protocol):
-    """What survives a killed run: records of finished jobs."""
+    """What survives a killed run: records of finished jobs, those that are added too."""
 
     @property
     def done(self) -> Mapping[str, Mapping[str, Any]]: ...
@@ -77,7 +77,8 @@ def fold(
 ) -> Outcome:
     """Run a plan that folds: every region of `plan.fold` is written to `canvas` exactly once, or found there as recorded.
 
-    identities: what keys the random numbers, one per recipe adapter.
+    identities: what keys the random numbers, one per recipe adapter. What the records say of the sites, `conclude` adds to the
+    outcome, once all parts of a plan are done.
 
     Raises: InputError for NaN or Inf in an input; PlanError for whole tensors that must agree and do not, and for results that
         the dtype cannot hold.
@@ -90,7 +91,6 @@ def fold(
     def store(job: Job, record: dict[str, Any]) -> None:
         progress.add(key_of(job), record)
         canvas.finish(tensors_of(job, plan.fold))
-        folder.report(job, record)
         outcome.memory.look()
         observe(key_of(job), int(isinstance(job, SiteStep)), folder.nbytes(job))
 
@@ -101,7 +101,6 @@ def fold(
         record = progress.done.get(key_of(job))
         if record is not None and folder.holds(job, record):
             canvas.finish(tensors_of(job, plan.fold))
-            folder.report(job, record)
             observe(key_of(job), int(isinstance(job, SiteStep)), 0)
             outcome.resumed += 1
         else:
@@ -119,10 +118,18 @@ def fold(
     budget = flow.run(waiting, folder.enter_worker)
     outcome.seconds = time.perf_counter() - start
     outcome.peak_in_flight = budget.peak
-    outcome.sites.sort(key=lambda report: report.site)
+    return outcome
+
+
+def conclude(plan: Plan, records: Mapping[str, Mapping[str, Any]], outcome: Outcome) -> None:
+    """Add to the outcome what the records of all jobs of a plan say of its sites.
+
+    Raises: InputError when no adapter changes anything.
+    """
+    for step in sorted(plan.steps, key=lambda step: step.site):
+        _report(step, records[key_of(step)], outcome)
     outcome.note_approximations()
     _refuse_untrained(plan, outcome)
-    return outcome
 
 
 def key_of(job: Job) -> str:
@@ -350,28 +357,25 @@ class _Folder:
             self._store(change.tensor, first, rounded, checksum)
         return {"checksum": checksum.hexdigest()}
 
-    def report(self, job: Job, record: Mapping[str, Any]) -> None:
-        """Add a finished job to the outcome."""
-        if not isinstance(job, SiteStep):
-            return
-        norm2, error2, retained = record["norm2"], record["error2"], record["retained"]
-        out = self.outcome
-        out.norm2 += norm2
-        out.error2 += error2
-        out.kept2 += norm2
-        out.full2 += norm2 / max(retained, 1e-300)
-        out.sites.append(
-            SiteReport(
-                site=job.site,
-                method=job.method.name,
-                rank=job.full_rank if job.cut is None else job.cut,
-                retained=retained,
-                norm=math.sqrt(norm2),
-                rounding=math.sqrt(error2 / norm2) if norm2 > 0 else 0.0,
-                zero=tuple(record["zero"]),
-                approximated=dict(record["approximated"]),
-            )
+
+def _report(step: SiteStep, record: Mapping[str, Any], outcome: Outcome) -> None:
+    norm2, error2, retained = record["norm2"], record["error2"], record["retained"]
+    outcome.norm2 += norm2
+    outcome.error2 += error2
+    outcome.kept2 += norm2
+    outcome.full2 += norm2 / max(retained, 1e-300)
+    outcome.sites.append(
+        SiteReport(
+            site=step.site,
+            method=step.method.name,
+            rank=step.full_rank if step.cut is None else step.cut,
+            retained=retained,
+            norm=math.sqrt(norm2),
+            rounding=math.sqrt(error2 / norm2) if norm2 > 0 else 0.0,
+            zero=tuple(record["zero"]),
+            approximated=dict(record["approximated"]),
         )
+    )
 
 
 def _tiles(place: Place) -> Iterator[tuple[int, int]]:

@@ -16,13 +16,14 @@ from .sources import FileDigest, digest
 class Hashing:
     """Hashes of all input files, computed beside the merge: the card names them, the merge itself seldom needs them."""
 
-    def __init__(self, inputs: Inputs) -> None:
+    def __init__(self, inputs: Inputs, base: bool = True) -> None:
+        """base: hash the weights of a local base too, once the adapters are."""
         self._inputs = inputs
         self._paths = sorted({path for adapter in inputs.adapters for path in adapter.files})
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rmkit-hash")
         self._future: Future[Mapping[Path, FileDigest]] = self._pool.submit(digest, self._paths, background=True)
-        base = inputs.base
-        weights = [file.path for file in base.files] if base is not None and base.source.revision is None else []
+        local = inputs.base if base and inputs.base is not None and inputs.base.source.revision is None else None
+        weights = [file.path for file in local.files] if local is not None else []
         self._base: Future[Mapping[Path, FileDigest]] = self._pool.submit(digest, weights, background=True)
 
     def __enter__(self) -> Hashing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from .conflict import measure_conflict
 from .disk import check_space
 from .errors import OutputError, RecipeError
 from .execute import Observe, decide_ranks, execute
-from .fold import fold
+from .folding import Folding, Written
 from .hashing import Hashing
 from .late import load
 from .links import as_path
@@ -21,8 +22,6 @@ from .outcome import Outcome
 from .output import (
     PICTURE,
     AdapterFiles,
-    Journal,
-    ModelFiles,
     Receipt,
     check_free,
     clear_leftovers,
@@ -30,14 +29,16 @@ from .output import (
     picture,
     staged,
     unfinished_bytes,
+    unfinished_stage,
     write_bytes,
     write_card,
     write_json,
 )
+from .parts import POLL, Took, help_with, lead
 from .plan import DEFAULT_LAYOUT, Inputs, Layout, Plan, check_output_name, gather, make_plan
 from .recipe import Recipe, load_recipe
 from .resources import Resources
-from .sources import FileDigest, digest
+from .sources import digest
 
 
 def merge(
@@ -52,13 +53,15 @@ def merge(
     lock: Lock | None = None,
     planned: Callable[[Plan], None] = lambda plan: None,
     observe: Observe = lambda name, sites, nbytes: None,
+    sharing: Took | None = None,
 ) -> Receipt:
     """Run a recipe and write its result to `out`, else to the recipe's `output.path`, else to `<recipe name>-merged`.
 
     The folder appears whole or not at all. A folded model that a signal or a full disk left unfinished is gone on with, unless
     `restart`. `layout`: how a folded model is split into files. `lock`: what everything must still be. `resources`: may be a
     function, which takes the time to look for devices and is called once nothing is wrong with the recipe. `planned` is called
-    once before any weight is read, `observe` after every step.
+    once before any weight is read, `observe` after every step. `sharing`: processes that `assist` may do parts of a folded
+    model; called with the files of every part that this one begins.
 
     Raises: RmkitError; every mistake of the user's is reported before anything is written.
     """
@@ -88,9 +91,40 @@ def merge(
         clock.lap("ranks")
         run = _Run(plan, identities, chosen, hashing, clock, observe)
         with staged(target, overwrite, identity) as stage:
-            written = run.fold(stage, identity) if identity else run.merge(stage)
+            written = run.fold(stage, identity, sharing) if identity else run.merge(stage)
             content = run.document(stage, written, target.name if card else None)
     return Receipt(target, content)
+
+
+def assist(
+    recipe: Recipe,
+    out: Path | None,
+    *,
+    resources: Resources,
+    expected: Callable[[], bool],
+    observe: Observe = lambda name, sites, nbytes: None,
+    took: Took = lambda names: None,
+) -> tuple[str, ...]:
+    """Do parts of a folded model that another process merges with `sharing`; the files written here.
+
+    Waits for that process while it is `expected`. Nothing is done for a folder that is made from anything else.
+
+    Raises: RmkitError; what goes wrong with a part goes wrong in the other process too.
+    """
+    target = output_path(recipe, out)
+    inputs = gather(recipe)
+    with Hashing(inputs, base=False) as hashing:
+        plan = make_plan(recipe, inputs)
+        identity = hashing.merge_identity(plan, resources.device, DEFAULT_LAYOUT)
+        identities = hashing.identities() if plan.random else [adapter.label for adapter in plan.adapters]
+    while True:
+        stage = unfinished_stage(target, identity)
+        files = help_with(Folding(plan, stage, identity, identities, resources, observe), took) if stage else None
+        if files is not None:
+            return files
+        if not expected():
+            return ()
+        time.sleep(POLL)
 
 
 def prepare(recipe: Recipe | Path, out: Path | None = None) -> Plan:
@@ -130,14 +164,6 @@ def write_adapter(
 
 
 @dataclass(frozen=True)
-class _Written:
-    """What the weights' writing left: measurements, and the digests of files that are known already."""
-
-    outcome: Outcome
-    digests: Mapping[str, FileDigest]
-
-
-@dataclass(frozen=True)
 class _Run:
     """One plan on its way into a staged folder."""
 
@@ -148,27 +174,20 @@ class _Run:
     clock: Clock
     observe: Observe
 
-    def merge(self, stage: Path) -> _Written:
+    def merge(self, stage: Path) -> Written:
         """Write an adapter."""
         outcome = write_adapter(self.plan, stage, self.identities, self.resources, self.observe)
         self.clock.lap("merge")
-        return _Written(outcome, {})
+        return Written(outcome)
 
-    def fold(self, stage: Path, identity: str) -> _Written:
+    def fold(self, stage: Path, identity: str, sharing: Took | None) -> Written:
         """Write a model, or what an earlier run left to do of it."""
-        assert self.plan.fold is not None
-        journal = Journal(stage, identity)
-        files = ModelFiles(stage, self.plan.fold, journal)
-        try:
-            outcome = fold(self.plan, files, journal, self.identities, self.resources, self.observe)
-            self.clock.lap("merge")
-            files.close()
-        except BaseException:
-            files.abandon()
-            raise
-        return _Written(outcome, files.digests)
+        folding = Folding(self.plan, stage, identity, self.identities, self.resources, self.observe)
+        written = folding.write() if sharing is None else lead(folding, sharing)
+        self.clock.lap("merge")
+        return written
 
-    def document(self, stage: Path, written: _Written, title: str | None) -> Mapping[str, object]:
+    def document(self, stage: Path, written: Written, title: str | None) -> Mapping[str, object]:
         """Recipe, receipt and card beside the weights."""
         text = self.plan.recipe.text.encode()
         write_bytes(stage / "rmkit_recipe.yaml", text)

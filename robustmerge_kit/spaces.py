@@ -298,7 +298,7 @@ def _knots(core: Core, stack: FactorStack) -> Represented:
     x = stack.a[0].new_empty((len(stack), u.shape[-1], stack.d_in), dtype=stack.dtype)
     for t, (left, _) in enumerate(core.pairs):
         torch.matmul((u.mT @ left).to(stack.dtype), stack.folded_a(t), out=x[t])
-    basis = core.q_b @ u.to(core.q_b)
+    basis = core.q_b @ u
     return Represented((Object.of(x),), lambda merged: LowRank(basis, merged[0].full()))
 
 

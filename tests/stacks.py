@@ -8,6 +8,7 @@ from torch import Tensor
 
 from robustmerge_kit.factors import Core, FactorStack, InCore, LowRank, Spectral, Weights, concat, core, gram, rowwise_gram
 from robustmerge_kit.method import Coefficient, Equivariant, Method, Params
+from robustmerge_kit.orthonormal import Basis
 
 
 def make(
@@ -137,4 +138,6 @@ def plain_core(cores: Tensor, eps: float = 2.0**-52) -> Core:
     pieces = [torch.linalg.qr(m) for m in cores]
     r_b = torch.cat([q for q, _ in pieces], -1)
     r_a = torch.cat([r.mT for _, r in pieces], -1)
-    return Core(torch.eye(rows, dtype=torch.float64), eye, r_b, r_a, tuple(q.shape[-1] for q, _ in pieces), eps)
+    return Core(
+        Basis.of(torch.eye(rows, dtype=torch.float64)), Basis.of(eye), r_b, r_a, tuple(q.shape[-1] for q, _ in pieces), eps
+    )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import ViTConfig, ViTModel
 
 from .claims import claimed
@@ -38,7 +39,8 @@ class ImageEncoder(Encoder):
 
     def __init__(self, folder: Path) -> None:
         self.name = "vision"
-        self.module = ViTModel.from_pretrained(folder, add_pooling_layer=False).eval()
+        self.module = ViTModel(ViTConfig.from_pretrained(folder), add_pooling_layer=False).eval()
+        self.module.load_state_dict(load_file(folder / "model.safetensors"))
         self.module.requires_grad_(False)
         self.module.config._name_or_path = folder.name
 
@@ -69,7 +71,9 @@ def train_encoder(folder: Path, learnt: Sequence[Task], shape: Shape) -> Path:
             torch.manual_seed(0)
             module = ViTModel(_config(shape), add_pooling_layer=False)
             _fit(module, _joined([task.fitted() for task in learnt]), shape)
-            module.save_pretrained(folder)
+            # Under the names the module has: transformers' own way of saving gives it others, which adapters do not have.
+            module.config.save_pretrained(folder)
+            save_file(module.state_dict(), folder / "model.safetensors", {"format": "pt"})
     return folder
 
 

@@ -66,7 +66,7 @@ def apply(module: torch.nn.Module, folder: Path) -> None:
     own = module.state_dict()
     if not (folder / "adapter_config.json").exists():
         stored = load_file(folder / "model.safetensors")
-        module.load_state_dict({name: stored[name] for name in own if name in stored}, strict=False)
+        module.load_state_dict({name: stored[name] for name in own})
         return
     for name, delta in deltas(folder).items():
         own[name].add_(delta)

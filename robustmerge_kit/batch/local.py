@@ -103,7 +103,7 @@ class LocalEngine:
 
     def offer(self, task: Task, needs: int) -> bool:
         """Give a task to a free worker, with a share that fits; False: there is none now, ask again."""
-        merging = task.kind == "merge"
+        merging = task.kind != "check"
         free = [s for s in self._seats if s.pid and s.task is None and (not merging or s.number < self._merging)]
         if not free:
             return False

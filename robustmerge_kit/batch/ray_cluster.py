@@ -75,7 +75,7 @@ class RayEngine:
         self._look()
         if len(self._running) >= (self._jobs or (self._gpus if self._gpu else self._cpus)):
             return False
-        merging = task.kind == "merge"
+        merging = task.kind != "check"
         equal = self._node_memory // max(1, self._node_cpus) - IDLE_BYTES
         given = max(min(equal, USUAL_SHARE), with_overhead(needs), LEAST_SHARE) if merging else 0
         on_gpu = self._gpu and merging

@@ -8,13 +8,14 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from .tasks import Checked, Failure, Finished, Happening, Job, Lost, Merged, Progress, Task
+from .entry import Entry, Status
+from .sharing import Helpers
+from .tasks import Checked, Failure, Finished, Happening, Helped, Job, Lost, Merged, Progress, Task
 
-Status = Literal["waiting", "running", "done", "skipped", "failed", "stopped"]
 Tell = Callable[..., None]
 """Called with the name of an event and its fields."""
 
@@ -22,6 +23,8 @@ TICK = 0.25
 BUSY_AGAIN = 1.0
 """Seconds until a job is offered again whose output another process is writing."""
 LONGEST_WAIT = 60.0
+SPLIT_ABOVE = 256_000_000
+"""Bytes of a folded model that take as long as a helper needs to plan the merge once more: see docs/batch.md."""
 
 
 class Engine(Protocol):
@@ -47,7 +50,8 @@ class Engine(Protocol):
 class Settings:
     """How a batch is run; none of it changes results. backoff: seconds before the first further attempt, then twice as many.
 
-    stopping: asked all the time; 1 lets running merges finish, 2 ends them.
+    split_above: bytes of a folded model from which on free workers do parts of it. stopping: asked all the time; 1 lets running
+    merges finish, 2 ends them.
     """
 
     overwrite: bool = False
@@ -57,26 +61,10 @@ class Settings:
     backoff: float = 1.0
     fail_fast: bool = False
     only_check: bool = False
+    split_above: int = SPLIT_ABOVE
     digests: Path | None = None
     folder: Path | None = None
     stopping: Callable[[], int] = lambda: 0
-
-
-@dataclass
-class Entry:
-    """A job and what has become of it. attempts: how often it was tried, at checking and merging together the most."""
-
-    number: int
-    job: Job
-    status: Status = "waiting"
-    checked: Checked | None = None
-    failure: Failure | None = None
-    attempts: int = 0
-    started: float = 0.0
-    seconds: float = 0.0
-    sites: int = 0
-    nbytes: int = 0
-    history: list[str] = field(default_factory=list[str])
 
 
 class Course:
@@ -92,6 +80,7 @@ class Course:
         self._settings = settings
         self._tell = tell
         self._stop = 0
+        self._helpers = Helpers(len(jobs), engine, lambda entry, number: self._task("help", entry, number), tell)
 
     def run(self) -> None:
         """Run everything; afterwards no entry is `running`, and what was not begun is `waiting`."""
@@ -115,10 +104,10 @@ class Course:
     def _refuse_collisions(self) -> None:
         """No two jobs write one folder, or into each other's, and none reads what another one writes."""
         standing = [entry for entry in self.entries if entry.status in ("waiting", "skipped")]
-        targets = {_target(entry): entry for entry in standing}
+        targets = {entry.target: entry for entry in standing}
         for entry in standing:
-            mine = _target(entry)
-            rival = next((other for other in standing if other is not entry and _target(other) == mine), None)
+            mine = entry.target
+            rival = next((other for other in standing if other is not entry and other.target == mine), None)
             around = next((targets[place] for place in mine.parents if place in targets), None)
             if rival is not None:
                 what = f"{rival.job.name} ({rival.job.recipe}) writes the same folder"
@@ -127,7 +116,7 @@ class Course:
             else:
                 continue
             self._refuse(entry, str(mine), what, "give each recipe its own output.path, or use --out")
-        writing = {_target(entry): entry for entry in self._waiting()}
+        writing = {entry.target: entry for entry in self._waiting()}
         for entry in writing.values():
             for folder in entry.checked.inputs if entry.checked else ():
                 source = next((writing[place] for place in (folder, *folder.parents) if place in writing), None)
@@ -155,9 +144,9 @@ class Course:
         running: dict[int, Entry] = {}
         for entry in ready:
             entry.attempts = 0
-        while ready or later or running:
+        while ready or later or running or self._helpers:
             self._heed()
-            if self._stop and not running:
+            if self._stop and not running and not self._helpers:
                 return
             if self._stop >= 2:
                 self._engine.stop()
@@ -170,34 +159,45 @@ class Course:
             now = time.monotonic()
             ready.extend(entry for when, entry in later if when <= now)
             later = [(when, entry) for when, entry in later if when > now]
-            while ready and not self._stop and self._engine.offer(self._task(kind, ready[0]), _needs(ready[0])):
+            while ready and not self._stop and self._engine.offer(self._task(kind, ready[0]), ready[0].needs):
                 entry = ready.popleft()
                 running[entry.number] = entry
                 entry.attempts += 1
                 entry.status, entry.started = "running", time.monotonic()
+                entry.progress = {}
                 self._tell("started" if kind == "merge" else "checking", job=entry.job.name, attempt=entry.attempts)
+            if not ready and not later and not self._stop:
+                self._helpers.send(running.values())
             for happening in self._engine.wait(TICK):
-                if isinstance(happening, Progress):
-                    running[happening.number].sites = happening.sites
-                    self._tell("progress", job=running[happening.number].job.name, sites=happening.sites)
+                if self._helpers.take(happening):
                     continue
-                entry = running.pop(happening.number)
+                entry = running[happening.number]
+                if isinstance(happening, Progress):
+                    entry.progress[happening.number] = happening.sites
+                    self._tell("progress", job=entry.job.name, sites=sum(entry.progress.values()))
+                    continue
+                del running[happening.number]
+                entry.shared = False
                 entry.seconds += time.monotonic() - entry.started
                 pause = self._settle(kind, entry, happening)
                 if pause is not None:
                     entry.status = "waiting"
                     later.append((time.monotonic() + pause, entry))
 
-    def _task(self, kind: Literal["check", "merge"], entry: Entry) -> Task:
+    def _task(self, kind: Literal["check", "merge", "help"], entry: Entry, number: int | None = None) -> Task:
         s = self._settings
+        if kind == "merge" and entry.checked is not None:
+            entry.shared = entry.checked.parts > 1 and entry.checked.writes >= s.split_above
+            entry.most_helpers = entry.checked.parts - 1
         return Task(
-            entry.number,
+            entry.number if number is None else number,
             kind,
             entry.job,
-            attempt=entry.attempts + 1,
+            attempt=entry.attempts + (kind != "help"),
             overwrite=s.overwrite,
             restart=s.restart,
             card=s.card,
+            shared=entry.shared,
             digests=s.digests,
             folder=s.folder,
         )
@@ -218,6 +218,7 @@ class Course:
         elif isinstance(happening.result, Failure):
             failure = happening.result
         else:
+            assert not isinstance(happening.result, Helped)
             return self._succeed(entry, happening.result)
         if failure.busy:
             if entry.attempts == 1:
@@ -258,12 +259,3 @@ class Course:
     def _end(self, entry: Entry, status: Status, event: str, **fields: Any) -> None:
         entry.status = status
         self._tell(event, job=entry.job.name, **fields)
-
-
-def _needs(entry: Entry) -> int:
-    return entry.checked.needs if entry.checked else 0
-
-
-def _target(entry: Entry) -> Path:
-    assert entry.checked is not None
-    return entry.checked.target

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OutputError
-from .schedule import Entry
+from .entry import Entry
 
 STATES = ("done", "skipped", "failed", "stopped", "waiting")
 

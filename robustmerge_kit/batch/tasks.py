@@ -39,26 +39,31 @@ class Share:
 
 @dataclass(frozen=True)
 class Task:
-    """One thing to do about a job: `check` it (headers only) or `merge` it. `number` is the job's position in the batch.
+    """One thing to do about a job: `check` it (headers only), `merge` it, or `help` with its merge, which runs elsewhere.
 
-    restart: merge even what is done. digests: folder that processes share the hashes of inputs in.
+    number: of a check or merge the job's position in the batch. restart: merge even what is done. shared: others may help.
+    digests: folder that processes share the hashes of inputs in.
     """
 
     number: int
-    kind: Literal["check", "merge"]
+    kind: Literal["check", "merge", "help"]
     job: Job
     share: Share = Share()
     attempt: int = 1
     overwrite: bool = False
     restart: bool = False
     card: bool = True
+    shared: bool = False
     digests: Path | None = None
     folder: Path | None = None
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A job that can be merged. `done`: its output is there already; `needs`: bytes of its largest step in memory."""
+    """A job that can be merged. `done`: its output is there already; `needs`: bytes of its largest step in memory.
+
+    parts: groups of output files that can be written apart.
+    """
 
     target: Path
     done: bool
@@ -68,6 +73,7 @@ class Checked:
     needs: int
     inputs: tuple[Path, ...]
     notes: tuple[str, ...] = ()
+    parts: int = 1
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,14 @@ class Merged:
     skipped: bool
     sites: int = 0
     nbytes: int = 0
+
+
+@dataclass(frozen=True)
+class Helped:
+    """A merge whose parts are all done or in hands. files: those that this task wrote."""
+
+    target: Path
+    files: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -97,7 +111,7 @@ class Failure:
         return f"{first['where']}: {first['what']}".removeprefix(": ") + more
 
 
-Result = Checked | Merged | Failure
+Result = Checked | Merged | Helped | Failure
 
 
 @dataclass(frozen=True)

@@ -7,37 +7,39 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 from ..digests import share_digests
 from ..errors import InputError, OutputError, RmkitError, Several
-from ..merge import keep_inputs_apart, merge, output_path, refuse_sweep
+from ..merge import assist, keep_inputs_apart, merge, output_path, refuse_sweep
 from ..output import check_free, clear_leftovers
-from ..plan import Plan, check_output_name, gather, largest_job, make_plan
+from ..plan import Plan, check_output_name, divide, gather, largest_job, make_plan
 from ..recipe import Recipe, load_recipe, parse_variant
 from ..resources import Resources
 from .claim import Claimed, claim, claim_file
 from .done import difference, input_files
 from .faults import is_transient
-from .tasks import Checked, Failure, Job, Merged, Result, Task
+from .tasks import Checked, Failure, Helped, Job, Merged, Result, Share, Task
 
 Report = Callable[[int], None]
 """Called with the number of sites done."""
 
 _EVERY = 5.0
 """Seconds between two lines of a log that say how far a merge is."""
+_PATIENCE = 5.0
+"""Seconds that a helper waits for a merge that has not begun."""
 
 
 def carry_out(task: Task, report: Report = lambda sites: None) -> Result:
-    """Check or merge a job; whatever goes wrong becomes a Failure."""
+    """Check or merge a job, or help with it; whatever goes wrong becomes a Failure."""
     with _logged(task.job.log):
         _tell(f"{task.kind}, attempt {task.attempt}: {task.job.recipe}")
         try:
             share_digests(task.digests)
             if task.folder is not None:
                 _enter(task.folder)
-            result = _check(task) if task.kind == "check" else _merge(task, report)
+            result = {"check": _check, "merge": _merge, "help": _help}[task.kind](task, report)
         except Exception as error:
             return _failed(error)
         return result
@@ -52,7 +54,7 @@ def _enter(folder: Path) -> None:
         raise InputError(f"the machine {os.uname().nodename} has no such folder", where=str(folder), hint=hint) from error
 
 
-def _check(task: Task) -> Checked:
+def _check(task: Task, report: Report) -> Checked:
     recipe = _load(task.job)
     target = output_path(recipe, task.job.out)
     plan = _plan(recipe, target)
@@ -71,13 +73,13 @@ def _check(task: Task) -> Checked:
         needs=largest_job(plan),
         inputs=tuple(sorted({path.parent.resolve() for path in input_files(plan)})),
         notes=plan.notes,
+        parts=len(divide(plan)),
     )
 
 
 def _merge(task: Task, report: Report) -> Merged:
     recipe = _load(task.job)
     target = output_path(recipe, task.job.out)
-    share = task.share
     with claim(target):
         # Another batch may have made it since the check.
         if os.path.lexists(target) and _is_done(task, _plan(recipe, target), target):
@@ -87,18 +89,58 @@ def _merge(task: Task, report: Report) -> Merged:
         receipt = merge(
             recipe,
             target,
-            resources=Resources(share.device, share.threads, share.memory, share.gpu_memory),
+            resources=_resources(task.share),
             overwrite=task.overwrite,
             restart=task.restart,
             card=task.card,
             planned=counter.start,
             observe=counter.step,
+            sharing=_began if task.shared else None,
         )
     for note in receipt.content["notes"]:
         _tell(f"note: {note}")
     nbytes = sum(entry["size"] for entry in receipt.content["output"]["files"])
     _tell(f"done in {receipt.content['timings']['total']:.2f} s, {nbytes / 1e6:.1f} MB: {target}")
-    return Merged(target, skipped=False, sites=counter.done, nbytes=nbytes)
+    return Merged(target, skipped=False, sites=receipt.content["totals"]["sites"], nbytes=nbytes)
+
+
+def _help(task: Task, report: Report) -> Helped:
+    recipe = _load(task.job)
+    target = output_path(recipe, task.job.out)
+    counter = _Counter(report)
+    files = assist(
+        recipe,
+        target,
+        resources=_resources(task.share),
+        expected=_Expectation(target),
+        observe=counter.step,
+        took=_began,
+    )
+    _tell(f"helped with {len(files)} files: {target}")
+    return Helped(target, files)
+
+
+class _Expectation:
+    """Whether the merge of a target runs or may begin soon: its claim is there, or was not seen yet and a moment ago no reason."""
+
+    def __init__(self, target: Path) -> None:
+        self._claim = claim_file(target)
+        self._until = time.monotonic() + _PATIENCE
+        self._seen = False
+
+    def __call__(self) -> bool:
+        # Listing the folder makes a network file system look again.
+        there = self._claim.parent.is_dir() and self._claim.name in os.listdir(self._claim.parent)  # noqa: PTH208
+        self._seen = self._seen or there
+        return there or (not self._seen and time.monotonic() < self._until)
+
+
+def _resources(share: Share) -> Resources:
+    return Resources(share.device, share.threads, share.memory, share.gpu_memory)
+
+
+def _began(files: Sequence[str]) -> None:
+    _tell(f"part: {', '.join(files)}")
 
 
 def _load(job: Job) -> Recipe:

@@ -82,7 +82,7 @@ def _serve(connection: Connection) -> NoReturn:
     while True:
         task = tasks.get()
         result = carry_out(task, lambda sites, task=task: connection.send(Progress(task.number, sites)))
-        if task.kind == "merge":
+        if task.kind != "check":
             held = _give_back_memory(held)
         connection.send(Idle(Finished(task.number, result), held))
 

@@ -19,6 +19,8 @@ _LINES = {
     "retry": "{job}: attempt {attempt} failed, again in {seconds:.0f} s: {reason}",
     "worker_lost": "{job}: {reason}",
     "busy": "{job}: waits: {reason}",
+    "helping": "{job}: free workers help, {helpers} at the moment",
+    "helped": "{job}: a helper wrote {number} files",
     "draining": "finishing what runs; a second signal stops it",
     "stopping": "stopping what runs",
 }
@@ -124,4 +126,6 @@ def _line(event: str, fields: dict[str, Any]) -> str:
         first, *more = fields["errors"]
         reason = f"{first['where']}: {first['what']}".removeprefix(": ")
         fields = {**fields, "reason": reason + (f" (and {len(more)} more)" if more else "")}
+    if event == "helped":
+        fields = {**fields, "number": len(fields["files"])}
     return f"{time.strftime('%H:%M:%S')} {_LINES[event].format(**fields)}"

@@ -58,9 +58,9 @@ def merge_drm(stack: FactorStack, params: Drm, draws: Draws) -> LowRank:
 
 def _merge_site(site: Core, params: Drm) -> LowRank:
     if params.direction == "horizontal":
-        u, x = _merge_rows(site.q_b, site.q_a, list(site.pairs), site.eps, params)
+        u, x = _merge_rows(site.q_b.full, site.q_a.full, list(site.pairs), site.eps, params)
         return LowRank(u, x)
-    u, x = _merge_rows(site.q_a, site.q_b, [(a, b) for b, a in site.pairs], site.eps, params)
+    u, x = _merge_rows(site.q_a.full, site.q_b.full, [(a, b) for b, a in site.pairs], site.eps, params)
     return LowRank(x.mT, u.mT)
 
 

@@ -2,9 +2,9 @@
 
 from .card import PICTURE, write_card
 from .files import AdapterFiles
-from .folder import check_free, clear_leftovers, staged, unfinished_bytes
-from .journal import Journal
-from .model import ModelFiles
+from .folder import check_free, clear_leftovers, staged, unfinished_bytes, unfinished_stage
+from .journal import Journal, conclusion, journal_file, remove_journals
+from .model import ModelWeights, clear_around, write_around
 from .picture import picture
 from .receipt import Receipt, describe
 from .summary import summary
@@ -14,15 +14,21 @@ __all__ = [
     "PICTURE",
     "AdapterFiles",
     "Journal",
-    "ModelFiles",
+    "ModelWeights",
     "Receipt",
     "check_free",
+    "clear_around",
     "clear_leftovers",
+    "conclusion",
     "describe",
+    "journal_file",
     "picture",
+    "remove_journals",
     "staged",
     "summary",
     "unfinished_bytes",
+    "unfinished_stage",
+    "write_around",
     "write_bytes",
     "write_card",
     "write_json",

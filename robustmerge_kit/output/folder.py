@@ -37,7 +37,7 @@ def staged(target: Path, overwrite: bool, identity: str | None = None) -> Genera
     target = Path(os.path.realpath(target))
     repair(target)
     check_free(target, overwrite)
-    stage = _unfinished(target, identity)
+    stage = unfinished_stage(target, identity)
     _remove_stale(target, stage)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -70,14 +70,15 @@ def staged(target: Path, overwrite: bool, identity: str | None = None) -> Genera
 
 def unfinished_bytes(target: Path, identity: str | None) -> int:
     """Bytes that an unfinished run with this identity has written already."""
-    stage = _unfinished(Path(os.path.realpath(target)), identity)
+    stage = unfinished_stage(target, identity)
     return sum(path.stat().st_blocks * 512 for path in stage.rglob("*") if path.is_file()) if stage else 0
 
 
-def _unfinished(target: Path, identity: str | None) -> Path | None:
-    """The stage of an earlier run with this identity, as its journal says."""
+def unfinished_stage(target: Path, identity: str | None) -> Path | None:
+    """The stage of another run with this identity, as its journal says."""
     if identity is None:
         return None
+    target = Path(os.path.realpath(target))
     stages = target.parent.glob(f".{_escape(target.name)}.rmkit-part-*")
     return next((stage for stage in sorted(stages) if journalled_identity(stage) == identity), None)
 

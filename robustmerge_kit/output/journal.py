@@ -19,8 +19,8 @@ NAME = ".rmkit-journal"
 
 
 class Journal:
-    """A journal of a staged folder. `done` holds what is finished, by job: in this run, and in earlier ones of the same identity
-    in whatever part.
+    """A journal of a staged folder. `done` holds what is finished, by job, by this run and by earlier ones of the same identity
+    and in whatever part.
 
     A line that a crash cut short does not count. Lines are appended from one thread.
     """

@@ -1,13 +1,12 @@
-"""The files of a folded model: weights cloned from the base or written afresh, then everything around them."""
+"""The files of a folded model: weights cloned from the base or written afresh, and everything around them."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -15,16 +14,16 @@ from ..plan import Fold, OutputFile
 from ..shards import ShardClone, ShardWriter, copy_file
 from ..sources import FileDigest, digest
 from .journal import Journal
-from .tensor_files import write_bytes, write_json
+from .tensor_files import write_json
 
 _KEPT_METADATA = ("format",)
 
 
-class ModelFiles:
-    """Writes one model into a staged folder, which may hold what an earlier run of the same merge finished.
+class ModelWeights:
+    """Writes the weights of one model, or of a part of it, into a staged folder, where an earlier run may have finished some.
 
-    prepare, write, read and finish make it the canvas of a fold; `close` completes the folder. A file whose last job is done is
-    brought to the disk and hashed while others are still worked on.
+    It is the canvas of a fold; `close` ends it. A file whose last job is done is brought to the disk and hashed while others
+    are still worked on. The journal says which files were begun properly; others of these names are removed.
     """
 
     def __init__(self, stage: Path, fold: Fold, journal: Journal) -> None:
@@ -37,7 +36,9 @@ class ModelFiles:
         self._finisher = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rmkit-finish")
         self._finished: list[Future[None]] = []
         self.digests: dict[str, FileDigest] = {}
-        self._clean()
+        for file in fold.files:
+            if _begun(file) not in journal.done:
+                (stage / file.name).unlink(missing_ok=True)
 
     def expect(self, jobs: Iterable[Sequence[str]]) -> None:
         """Count the jobs of every file, each given by its tensors; a file without jobs is complete once it is there."""
@@ -69,69 +70,33 @@ class ModelFiles:
                 self._complete(next(file for file in self._fold.files if file.name == name))
 
     def close(self) -> None:
-        """Wait for the weights, write indexes and configurations, copy the rest of the base.
+        """Wait until all files are on the disk and hashed.
 
         Raises: OutputError when the disk refuses.
         """
         for future in self._finished:
             future.result()
         self._finisher.shutdown()
-        self._write_indexes()
-        changed = {_config_name(prefix): values for prefix, values in self._fold.configs.items() if values}
-        for name in self._fold.beside:
-            target = self._stage / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if name in changed:
-                original = json.loads((self._fold.base.folder / name).read_text(encoding="utf-8"))
-                self.write_json(name, {**original, **changed[name]})
-            else:
-                copy_file(self._fold.base.folder / name, target)
-        self._journal.remove()
 
     def abandon(self) -> None:
         """Close open files after a failure; what is done stays."""
         self._finisher.shutdown(cancel_futures=True)
         for writer in self._open.values():
             writer.abandon()
-        self._journal.close()
-
-    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        """Write a JSON file into the folder."""
-        write_json(self._stage / name, content)
-
-    def write_bytes(self, name: str, content: bytes) -> None:
-        """Write a small file into the folder, to the disk.
-
-        Raises: OutputError when the disk refuses.
-        """
-        write_bytes(self._stage / name, content)
-
-    # --- weights ------------------------------------------------------------------------------------------------------
-
-    def _clean(self) -> None:
-        """Keep of an earlier run only weights that were begun properly; the small files are written again."""
-        begun = {f"file {file.name}" for file in self._fold.files} & self._journal.done.keys()
-        for path in sorted(self._stage.rglob("*"), reverse=True):
-            name = path.relative_to(self._stage).as_posix()
-            if path.is_dir():
-                if not any(path.iterdir()):
-                    path.rmdir()
-            elif f"file {name}" not in begun and not name.startswith(".rmkit"):
-                path.unlink()
 
     def _prepare_file(self, file: OutputFile) -> None:
         if file.name in self._open:
             return
         path = self._stage / file.name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        key = f"file {file.name}"
-        again = key in self._journal.done and path.exists()
+        if path.parent != self._stage:
+            path.parent.mkdir(exist_ok=True)
+        again = _begun(file) in self._journal.done and path.exists()
         if file.clone is not None:
             self._open[file.name] = ShardClone(path, file.clone.shard, file.rewritten, again)
         else:
             self._open[file.name] = ShardWriter(path, file.specs, self._metadata(file), again)
         if not again:
-            self._journal.add(key, {})
+            self._journal.add(_begun(file), {})
 
     def _metadata(self, file: OutputFile) -> dict[str, str]:
         for other in self._fold.base.files:
@@ -154,25 +119,60 @@ class ModelFiles:
         path = self._stage / name
         self.digests[name] = digest([path], background=True)[path]
 
-    def _write_indexes(self) -> None:
-        """An index for every component with more than one file, or that had one."""
-        indexed = {index.rpartition("/")[0] for index in self._fold.base.indexes}
-        by_folder: dict[str, list[OutputFile]] = {}
-        for file in self._fold.files:
-            by_folder.setdefault(file.name.rpartition("/")[0], []).append(file)
-        for folder, files in by_folder.items():
-            if len(files) == 1 and folder not in indexed:
-                continue
-            weights: dict[str, str] = {}
-            total = 0
-            for file in files:
-                specs = file.specs if file.clone is None else [ref.spec for ref in file.clone.shard.tensors.values()]
-                total += sum(spec.nbytes for spec in specs)
-                weights |= {spec.name: file.name.rpartition("/")[2] for spec in specs}
-            stem = "diffusion_pytorch_model" if "diffusion_pytorch_model" in files[0].name else "model"
-            name = f"{stem}.safetensors.index.json"
-            index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weights.items()))}
-            self.write_json(f"{folder}/{name}" if folder else name, index)
+
+def clear_around(stage: Path, fold: Fold) -> None:
+    """Remove what an earlier run wrote beside the weights; these small files are written again."""
+    weights = {file.name for file in fold.files}
+    for path in sorted(stage.rglob("*"), reverse=True):
+        name = path.relative_to(stage).as_posix()
+        if path.is_dir():
+            if not any(path.iterdir()):
+                path.rmdir()
+        elif name not in weights and not name.startswith(".rmkit"):
+            path.unlink()
+
+
+def write_around(stage: Path, fold: Fold) -> None:
+    """Write indexes and configurations beside the weights of a model, and copy the rest of the base.
+
+    Raises: OutputError when the disk refuses.
+    """
+    _write_indexes(stage, fold)
+    changed = {_config_name(prefix): values for prefix, values in fold.configs.items() if values}
+    for name in fold.beside:
+        target = stage / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if name in changed:
+            original = json.loads((fold.base.folder / name).read_text(encoding="utf-8"))
+            write_json(target, {**original, **changed[name]})
+        else:
+            copy_file(fold.base.folder / name, target)
+
+
+def _begun(file: OutputFile) -> str:
+    """What the journal calls the creation of a file."""
+    return f"file {file.name}"
+
+
+def _write_indexes(stage: Path, fold: Fold) -> None:
+    """An index for every component with more than one file, or that had one."""
+    indexed = {index.rpartition("/")[0] for index in fold.base.indexes}
+    by_folder: dict[str, list[OutputFile]] = {}
+    for file in fold.files:
+        by_folder.setdefault(file.name.rpartition("/")[0], []).append(file)
+    for folder, files in by_folder.items():
+        if len(files) == 1 and folder not in indexed:
+            continue
+        weights: dict[str, str] = {}
+        total = 0
+        for file in files:
+            specs = file.specs if file.clone is None else [ref.spec for ref in file.clone.shard.tensors.values()]
+            total += sum(spec.nbytes for spec in specs)
+            weights |= {spec.name: file.name.rpartition("/")[2] for spec in specs}
+        stem = "diffusion_pytorch_model" if "diffusion_pytorch_model" in files[0].name else "model"
+        name = f"{stem}.safetensors.index.json"
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weights.items()))}
+        write_json(stage / folder / name, index)
 
 
 def _config_name(prefix: str) -> str:

@@ -82,10 +82,11 @@ def _against(axes: Axes, trials: Sequence[Trial], name: str, best: Trial | None)
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     texts = [] if numeric else list(dict.fromkeys(_text(value) for value in values))
     places = values if numeric else [texts.index(_text(value)) for value in values]
-    colours = [COLOURS[1] if best is not None and trial.number == best.number else COLOURS[0] for trial in known]
-    axes.scatter(places, [trial.score or 0.0 for trial in known], s=14, c=colours)
+    axes.plot(places, [trial.score or 0.0 for trial in known], "o", ms=3.5, color=COLOURS[0])
+    if best in known:
+        axes.plot([places[known.index(best)]], [best.score or 0.0], "o", ms=6, color=COLOURS[1])
     axes.set_title(label_of(name, 36))
-    if numeric and min(values) > 0 and max(values) > 50 * min(values):
+    if numeric and min(values) > 0 and max(values) > 10 * min(values):
         axes.set_xscale("log")
     if texts:
         axes.set_xticks(range(len(texts)), [label_of(text, 18) for text in texts], rotation=20, ha="right")

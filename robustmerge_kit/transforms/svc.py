@@ -50,8 +50,8 @@ def calibrate(delta: Spectral, core: Core, params: Svc) -> Spectral:
 
 def coordinates(delta: Spectral, core: Core) -> tuple[Float[torch.Tensor, "*batch q_b k"], Float[torch.Tensor, "*batch q_a k"]]:
     """The singular vectors of the delta in the bases of the core; what lies outside them is orthogonal to every D_t."""
-    u = delta.u if delta.q_b is core.q_b else core.q_b.double().mT @ (delta.q_b.double() @ delta.u)
-    v = delta.v if delta.q_a is core.q_a else core.q_a.double().mT @ (delta.q_a.double() @ delta.v)
+    u = delta.u if delta.q_b is core.q_b else core.q_b.double().mT @ (delta.q_b @ delta.u).double()
+    v = delta.v if delta.q_a is core.q_a else core.q_a.double().mT @ (delta.q_a @ delta.v).double()
     return u, v
 
 

@@ -6,6 +6,7 @@ import torch
 
 from robustmerge_kit import factors
 from robustmerge_kit.factors import InCore, LowRank
+from robustmerge_kit.orthonormal import Basis, orthonormal
 
 CASES = [pytest.param(make, id=name) for name, make in stacks.CASES.items()]
 
@@ -62,8 +63,9 @@ def test_shared_directions_stay_shared_to_the_last_bits(make):
 def test_a_cholesky_basis_is_as_good_as_householder():
     x = torch.randn(300, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     x = x * torch.logspace(8, -8, 40, dtype=torch.float64)
-    quick, slow = factors.orthonormal(x, exact=False), factors.orthonormal(x, exact=True)
-    for q, r in (quick, slow):
+    quick, slow = orthonormal(x, exact=False), orthonormal(x, exact=True)
+    for basis, r in (quick, slow):
+        q = basis.full
         assert (q.mT @ q - torch.eye(40)).abs().max() < 1e-12
         assert ((q @ r - x).norm(dim=0) < 1e-13 * x.norm(dim=0)).all()
     assert not torch.equal(quick[1].sign(), slow[1].sign()), "both took the same path"
@@ -74,7 +76,8 @@ def test_nearly_dependent_columns_fall_back_to_householder(close):
     draw = torch.Generator().manual_seed(1)
     x = torch.randn(60, 8, generator=draw, dtype=torch.float64)
     x[:, 7] = x[:, 0] + close * torch.randn(60, generator=draw, dtype=torch.float64)
-    q, r = factors.orthonormal(x, exact=False)
+    basis, r = orthonormal(x, exact=False)
+    q = basis.full
     assert (q.mT @ q - torch.eye(8)).abs().max() < 1e-7
     assert ((q @ r - x).norm(dim=0) < 1e-13 * x.norm(dim=0)).all()
 
@@ -166,7 +169,7 @@ def test_the_sign_is_that_of_the_first_largest_entry(column, flips):
     eye = torch.eye(3)
     u = torch.tensor(column, dtype=torch.float64)[:, None]
     one = torch.ones(1, dtype=torch.float64)
-    cut = factors.Spectral(eye, u, one, eye[:, :1].double(), eye).cut(1)
+    cut = factors.Spectral(Basis.of(eye), u, one, eye[:, :1].double(), Basis.of(eye)).cut(1)
     assert torch.equal(cut.b, (-u if flips else u).float())
     assert cut.a[0, 0] == (-1 if flips else 1)
 

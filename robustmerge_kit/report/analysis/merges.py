@@ -10,6 +10,7 @@ from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment
 
 from ...factors import Spectral
+from ...orthonormal import Basis
 from .records import Direction, Merge, TaskInMerge
 from .updates import Svd, Updates
 
@@ -58,9 +59,9 @@ def judge(merged: MergedUpdate, updates: Updates, places: range) -> Merge:
     )
 
 
-def _in_core(basis: torch.Tensor, other: torch.Tensor, vectors: Float[torch.Tensor, "q k"]) -> Float[torch.Tensor, "q_core k"]:
+def _in_core(basis: Basis, other: Basis, vectors: Float[torch.Tensor, "q k"]) -> Float[torch.Tensor, "q_core k"]:
     """Columns other @ vectors in the coordinates of an orthonormal basis; what lies outside of its span is left out."""
-    return (basis.mT.to(other) @ other).double().cpu() @ vectors.double().cpu()
+    return (basis.mT.to(other.dtype) @ (other @ vectors)).double().cpu()
 
 
 def _task(
