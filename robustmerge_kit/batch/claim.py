@@ -41,6 +41,27 @@ def claim_file(target: Path) -> Path:
     return target.with_name(f".{target.name}.rmkit-claim")
 
 
+def is_held(target: Path) -> bool | None:
+    """Whether a living process holds the claim of `target`; None when nobody has left one."""
+    path = claim_file(target)
+    try:
+        # Listing the folder makes a network file system look again.
+        if path.name not in os.listdir(path.parent):  # noqa: PTH208
+            return None
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return False
+
+
 def _take(path: Path) -> int:
     """A handle on the locked file that has the name.
 

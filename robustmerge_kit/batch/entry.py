@@ -33,6 +33,12 @@ class Entry:
     most_helpers: int = 0
     progress: dict[int, int] = field(default_factory=dict[int, int])
 
+    def begin_sharing(self, shared: bool) -> None:
+        """It starts to run: others may do parts of it, or not."""
+        self.shared = shared
+        self.most_helpers = self.checked.parts - 1 if self.checked else 0
+        self.progress.clear()
+
     @property
     def needs(self) -> int:
         """Bytes of its largest step, 0 while they are not known."""

@@ -164,7 +164,8 @@ class Course:
                 running[entry.number] = entry
                 entry.attempts += 1
                 entry.status, entry.started = "running", time.monotonic()
-                entry.progress = {}
+                if kind == "merge":
+                    entry.begin_sharing(self._can_be_shared(entry))
                 self._tell("started" if kind == "merge" else "checking", job=entry.job.name, attempt=entry.attempts)
             if not ready and not later and not self._stop:
                 self._helpers.send(running.values())
@@ -186,9 +187,6 @@ class Course:
 
     def _task(self, kind: Literal["check", "merge", "help"], entry: Entry, number: int | None = None) -> Task:
         s = self._settings
-        if kind == "merge" and entry.checked is not None:
-            entry.shared = entry.checked.parts > 1 and entry.checked.writes >= s.split_above
-            entry.most_helpers = entry.checked.parts - 1
         return Task(
             entry.number if number is None else number,
             kind,
@@ -197,10 +195,13 @@ class Course:
             overwrite=s.overwrite,
             restart=s.restart,
             card=s.card,
-            shared=entry.shared,
+            shared=self._can_be_shared(entry),
             digests=s.digests,
             folder=s.folder,
         )
+
+    def _can_be_shared(self, entry: Entry) -> bool:
+        return entry.checked is not None and entry.checked.parts > 1 and entry.checked.writes >= self._settings.split_above
 
     def _heed(self) -> None:
         """Follow what is asked from outside; it never becomes less."""

@@ -17,7 +17,7 @@ from ..output import check_free, clear_leftovers
 from ..plan import Plan, check_output_name, divide, gather, largest_job, make_plan
 from ..recipe import Recipe, load_recipe, parse_variant
 from ..resources import Resources
-from .claim import Claimed, claim, claim_file
+from .claim import Claimed, claim, claim_file, is_held
 from .done import difference, input_files
 from .faults import is_transient
 from .tasks import Checked, Failure, Helped, Job, Merged, Result, Share, Task
@@ -28,7 +28,7 @@ Report = Callable[[int], None]
 _EVERY = 5.0
 """Seconds between two lines of a log that say how far a merge is."""
 _PATIENCE = 5.0
-"""Seconds that a helper waits for a merge that has not begun."""
+"""Seconds that a helper waits for a merge that has not begun, or whose worker has died."""
 
 
 def carry_out(task: Task, report: Report = lambda sites: None) -> Result:
@@ -121,18 +121,18 @@ def _help(task: Task, report: Report) -> Helped:
 
 
 class _Expectation:
-    """Whether the merge of a target runs or may begin soon: its claim is there, or was not seen yet and a moment ago no reason."""
+    """Whether the merge of a target runs, or may begin soon; it does not once its claim was given back."""
 
     def __init__(self, target: Path) -> None:
-        self._claim = claim_file(target)
+        self._target = target
         self._until = time.monotonic() + _PATIENCE
         self._seen = False
 
     def __call__(self) -> bool:
-        # Listing the folder makes a network file system look again.
-        there = self._claim.parent.is_dir() and self._claim.name in os.listdir(self._claim.parent)  # noqa: PTH208
-        self._seen = self._seen or there
-        return there or (not self._seen and time.monotonic() < self._until)
+        held = is_held(self._target)
+        if held:
+            self._seen, self._until = True, time.monotonic() + _PATIENCE
+        return time.monotonic() < self._until and not (held is None and self._seen)
 
 
 def _resources(share: Share) -> Resources:
