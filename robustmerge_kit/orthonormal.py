@@ -83,14 +83,15 @@ class Basis:
 
 
 def orthonormal(
-    x: Float[torch.Tensor, "*batch d k"], exact: bool = True, dtype: torch.dtype = torch.float64
+    x: Float[torch.Tensor, "*batch d k"], exact: bool = True, dtype: torch.dtype | None = None
 ) -> tuple[Basis, torch.Tensor]:
-    """Q, R with x = Q R and Q^T Q = 1, computed in float64; R is min(d, k) x k and Q d x min(d, k), handed out in `dtype`.
+    """Q, R with x = Q R and Q^T Q = 1, computed in float64; R is min(d, k) x k, Q d x min(d, k) in `dtype` (None: float64).
 
     `exact` demands Householder QR. Otherwise the Cholesky factor of the Gram matrix of the normalised columns serves where
     they are well conditioned, which is the common case and several times faster.
     """
     x = x.double()
+    dtype = dtype or x.dtype
     if exact or x.shape[-1] >= x.shape[-2]:
         return _householder(x, dtype)
     small = x.mT @ x

@@ -13,7 +13,8 @@ from typing import Any
 SWEEPS = ["robustmerge_kit.cli.sweep", "robustmerge_kit.sweep.plot", "optuna.samplers", "optuna.storages._rdb.storage"]
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch", "robustmerge_kit.merge", "robustmerge_kit.methods", "robustmerge_kit.cli.run", *SWEEPS])
+MERGES = ["torch", "robustmerge_kit.merge", "robustmerge_kit.methods", "robustmerge_kit.cli.run"]
+CONTEXT.set_forkserver_preload([*MERGES, *SWEEPS])
 
 WRITING = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "shutil.rmtree"}
 """Audit events of calls that change a folder."""

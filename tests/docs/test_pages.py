@@ -30,7 +30,7 @@ FOREIGN_FLAGS = {
     **dict.fromkeys(("--base", "--data", "--images", "--adapters", "--methods", "--adapter", "--model"), MM_MERGEBENCH),
     **dict.fromkeys(("--tasks", "--preprocessing", "--batch-size", "--dtype", "--out", "--check", "--limit"), MM_MERGEBENCH),
     **dict.fromkeys(("--label", "--mmbench", "--print", "--collect"), MM_MERGEBENCH),
-    **dict.fromkeys(("--model", "--tasks", "--limit", "--batch", "--output"), "flags of evaluation harnesses, or their beginning"),
+    **dict.fromkeys(("--model", "--tasks", "--limit", "--batch", "--output"), "flags of lm_eval, or their beginning"),
     "--head": "a flag of `ray start`",
     **dict.fromkeys(("--modality", "--cache", "--encoder", "--test-rows", "--choose-rows", "--only"), QUALITY),
     "--array": "a flag of Slurm's sbatch",
