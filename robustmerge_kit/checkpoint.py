@@ -6,11 +6,13 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from .adapters import read_json
 from .base_folders import PIPELINE, any_weights, weight_names
+from .digests import settled_state
 from .errors import InputError, RmkitError, raise_all
 from .folders import CONFIG, MODEL_CONFIG
 from .links import fence, leads_out
@@ -136,7 +138,23 @@ def _component(folder: Path, path: str, prefix: str) -> _Component:
     return _Component(prefix, *_read_index(folder / name, path), [*notes])
 
 
-def _read_index(index: Path, path: str) -> tuple[list[_WeightName], str]:
+def _read_index(index: Path, path: str) -> tuple[Sequence[_WeightName], str]:
+    state = settled_state(index)
+    shards = _parse_index(index) if state is None else _remembered_index(index, *state)
+    for shard, _ in shards:
+        if not (index.parent / shard).is_file():
+            what = f"names the shard {shard}, which is missing"
+            raise InputError(what, where=str(index), hint="download the base model again")
+    return [_WeightName(path + shard, names) for shard, names in shards], path + index.name
+
+
+@lru_cache(maxsize=16)
+def _remembered_index(index: Path, *state: int) -> Sequence[tuple[str, frozenset[str]]]:
+    return _parse_index(index)
+
+
+def _parse_index(index: Path) -> Sequence[tuple[str, frozenset[str]]]:
+    """The shards that an index names, and the tensors of each."""
     where = str(index)
     try:
         if index.stat().st_size > _INDEX_LIMIT:
@@ -155,9 +173,7 @@ def _read_index(index: Path, path: str) -> tuple[list[_WeightName], str]:
     for shard in by_shard:
         if "/" in shard or "\\" in shard or shard in ("", ".", "..") or "\0" in shard:
             raise InputError(f"names a shard outside of its folder: {shard!r}", where=where)
-        if not (index.parent / shard).is_file():
-            raise InputError(f"names the shard {shard}, which is missing", where=where, hint="download the base model again")
-    return [_WeightName(path + shard, frozenset(names)) for shard, names in sorted(by_shard.items())], path + index.name
+    return [(shard, frozenset(names)) for shard, names in sorted(by_shard.items())]
 
 
 def _gather(source: Source, components: Sequence[_Component], notes: list[str]) -> Checkpoint:

@@ -30,6 +30,15 @@ def share_digests(folder: Path | None) -> None:
     _shared = folder
 
 
+def settled_state(path: Path) -> tuple[int, ...] | None:
+    """What stays the same while a file does; None for one that changed a moment ago, or cannot be looked at."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return None if time.time() - stat.st_ctime < SETTLED else (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
 def sha256_of(path: Path) -> tuple[int, str]:
     """Size in bytes and sha256 of a file.
 

@@ -182,8 +182,7 @@ class _Run:
 
     def fold(self, stage: Path, identity: str, sharing: Took | None) -> Written:
         """Write a model, or what an earlier run left to do of it."""
-        folding = Folding(self.plan, stage, identity, self.identities, self.resources, self.observe)
-        written = folding.write() if sharing is None else lead(folding, sharing)
+        written = lead(Folding(self.plan, stage, identity, self.identities, self.resources, self.observe), sharing)
         self.clock.lap("merge")
         return written
 

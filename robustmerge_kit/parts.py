@@ -109,15 +109,16 @@ class _Crew:
             journal.close()
 
 
-def lead(folding: Folding, took: Took = lambda names: None) -> Written:
+def lead(folding: Folding, took: Took | None) -> Written:
     """Write a model in parts that others may help with, or what earlier processes left to do of it.
 
-    In one piece where the plan cannot be divided, and where the file system has no locks.
+    In one piece where `took` is None, where the plan cannot be divided, and where the file system has no locks.
 
     Raises: what `Folding.write` raises.
     """
-    parts = divide(folding.plan)
-    if len(parts) == 1:
+    _dismiss_helpers(folding)
+    parts = divide(folding.plan) if took is not None else (folding.plan,)
+    if took is None or len(parts) == 1:
         return folding.write()
     fold = folding.plan.fold
     assert fold is not None
@@ -209,11 +210,13 @@ def _announced(folding: Folding, session: str, count: int) -> Generator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
-        _wait_for_helpers(folding, count)
+        _dismiss_helpers(folding)
 
 
-def _wait_for_helpers(folding: Folding, count: int) -> None:
+def _dismiss_helpers(folding: Folding) -> None:
+    """Let nobody begin with a part, and wait for those who are at one to end their job."""
+    count = (_read(folding.stage) or {}).get("parts", 0)
+    (folding.stage / _NAME).unlink(missing_ok=True)
     deadline = time.monotonic() + LAST_JOB
     for number in range(count):
         while time.monotonic() < deadline and _held_elsewhere(folding, number):

@@ -1,7 +1,7 @@
 """Score a merge of the quick start's adapters for a sweep: `python recipes/quickstart/score.py FOLDER` prints one number.
 
 The number is the mean accuracy over the four tasks on the images that the base was trained on. No adapter has seen these, and
-the base has never seen them as the tasks do; the held-out images are left for `evaluate.py`, which judges what a sweep has chosen.
+the base has never seen them as the tasks do. The held-out images are left for `evaluate.py`, which judges what was chosen.
 """
 
 from __future__ import annotations

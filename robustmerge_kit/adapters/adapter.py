@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -48,20 +49,20 @@ class SiteFactors:
     nesting: int = 0
     flipped: bool = False
 
-    @property
+    @cached_property
     def rank(self) -> int:
         shape = self.a.spec.shape
         if self.kind == "experts":
             return shape[1] if self.columns == "stacked" else shape[0] // self.experts
         return shape[-1] if self.transposed else shape[0]
 
-    @property
+    @cached_property
     def d_in(self) -> int:
         if self.kind == "experts":
             return self._widths[1] if self.flipped else self._widths[0]
         return self.a.spec.shape[0] if self.transposed else math.prod(self.a.spec.shape[1:])
 
-    @property
+    @cached_property
     def d_out(self) -> int:
         if self.kind == "experts":
             return self._widths[0] if self.flipped else self._widths[1]
@@ -72,7 +73,7 @@ class SiteFactors:
         """What A reads and what B writes, as stored."""
         return self.a.spec.shape[-1], self.b.spec.shape[1 if self.columns == "stacked" else 0]
 
-    @property
+    @cached_property
     def kernel(self) -> tuple[int, ...]:
         """Axes of A after the rank, as stored: (d_in,) or (in_channels/groups, k...)."""
         return (self.d_in,) if self.transposed or self.kind == "experts" else self.a.spec.shape[1:]

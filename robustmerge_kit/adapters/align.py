@@ -53,11 +53,8 @@ def _compare_files(adapters: Sequence[Adapter]) -> list[str]:
     notes: list[str] = []
     seen: dict[tuple[str, ...], int] = {}
     for index, adapter in enumerate(adapters, 1):
-        weights = {ref.path for site in adapter.sites.values() for ref in site.refs}
-        key = (
-            *sorted(str(path.resolve()) for path in weights),
-            *(sorted(site.a.spec.name for site in adapter.sites.values())[:1]),
-        )
+        weights = sorted(str(path.resolve()) for path in adapter.files if path.suffix != ".json")
+        key = (*weights, min((site.a.spec.name for site in adapter.sites.values()), default=""))
         if key in seen:
             notes.append(
                 f"input {index} ({adapter.label}) equals input {seen[key]} ({adapters[seen[key] - 1].label}): the same file"
@@ -210,8 +207,8 @@ def _compare_shapes(adapters: Sequence[Adapter]) -> None:
     differ: list[tuple[str, Adapter, SiteFactors, Adapter, SiteFactors]] = []
     for adapter in adapters:
         for name, site in adapter.sites.items():
-            owner, known = first.setdefault(name, (adapter, site))
-            if _shape(known) != _shape(site):
+            owner, known = first.get(name) or first.setdefault(name, (adapter, site))
+            if known is not site and _shape(known) != _shape(site):
                 differ.append((name, owner, known, adapter, site))
     if differ:
         name, owner, known, adapter, site = differ[0]

@@ -81,7 +81,8 @@ class LocalEngine:
         self._nursery_bytes = IDLE_BYTES
         self._sampled = 0.0
         fitting = (limits.memory - self._own - IDLE_BYTES) // (FORKED_BYTES + LEAST_SHARE)
-        self._merging = max(1, min(limits.workers or limits.cores, tasks, fitting))
+        self._most = max(1, min(limits.workers or limits.cores, fitting))
+        self._merging = min(self._most, max(1, tasks))
         self._seats: list[_Seat] = []
         try:
             self._nursery = Nursery(self._nursery_log)
@@ -106,6 +107,8 @@ class LocalEngine:
         merging = task.kind != "check"
         free = [s for s in self._seats if s.pid and s.task is None and (not merging or s.number < self._merging)]
         if not free:
+            if task.kind == "help":
+                self._take_another_gpu()
             return False
         given = 0
         if merging:
@@ -188,6 +191,13 @@ class LocalEngine:
     def _start(self, number: int) -> _Seat:
         log = self._logs / f"worker-{number}.log"
         return _Seat(number, self._nursery.start(log), log)
+
+    def _take_another_gpu(self) -> None:
+        """Start a worker for a GPU that has none; cores need no more, since the workers that are there share all of them."""
+        starting = any(not seat.pid for seat in self._seats)
+        if self.devices != ("cpu",) and len(self._seats) < min(len(self.devices), self._most) and not starting:
+            self._seats.append(self._start(len(self._seats)))
+            self._merging = len(self._seats)
 
     def _bury(self, seat: _Seat) -> list[Happening]:
         """A worker has died: tell of its task, and put another in its place."""

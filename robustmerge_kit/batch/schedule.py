@@ -24,7 +24,7 @@ BUSY_AGAIN = 1.0
 """Seconds until a job is offered again whose output another process is writing."""
 LONGEST_WAIT = 60.0
 SPLIT_ABOVE = 256_000_000
-"""Bytes of a folded model that take as long as a helper needs to plan the merge once more: see docs/batch.md."""
+"""Bytes of a folded model that take one core two seconds; a helper needs some tenths of one to plan the merge once more."""
 
 
 class Engine(Protocol):

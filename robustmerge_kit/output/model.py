@@ -13,6 +13,7 @@ import torch
 from ..plan import Fold, OutputFile
 from ..shards import ShardClone, ShardWriter, copy_file
 from ..sources import FileDigest, digest
+from .journal import NAME as JOURNAL
 from .journal import Journal
 from .tensor_files import write_json
 
@@ -128,7 +129,7 @@ def clear_around(stage: Path, fold: Fold) -> None:
         if path.is_dir():
             if not any(path.iterdir()):
                 path.rmdir()
-        elif name not in weights and not name.startswith(".rmkit"):
+        elif name not in weights and not name.startswith(JOURNAL):
             path.unlink()
 
 

@@ -415,8 +415,9 @@ def _tied_sites(adapter: Adapter, base: Checkpoint) -> set[str]:
     """Heads the adapter has and the base does not store, since they are tied to the embedding."""
     tied: set[str] = set()
     for site, factors in adapter.sites.items():
-        stored = any(name == f"{site}.weight" or name.endswith(f".{site}.weight") for name in base.tensors)
-        if not is_head(site) or stored or factors.kind != "linear":
+        if not is_head(site) or factors.kind != "linear":
+            continue
+        if any(name == f"{site}.weight" or name.endswith(f".{site}.weight") for name in base.tensors):
             continue
         embedding = input_embedding(base, site)
         if embedding and base.tensors[embedding].spec.shape == (factors.d_out, factors.d_in):

@@ -6,11 +6,10 @@ header, bytes are read when `read` is called. Reading needs no torch until then,
 
 from __future__ import annotations
 
-import time
 from functools import lru_cache
 from pathlib import Path
 
-from ..digests import SETTLED
+from ..digests import settled_state
 from .clone import ShardClone, copy_file
 from .impostors import refuse_impostor_file
 from .pickled import open_pickle, write_pickle
@@ -49,12 +48,8 @@ def open_tensors(path: Path) -> Shard:
 
     Raises: InputError for everything that is not a whole, well-formed tensor file.
     """
-    try:
-        state = path.stat()
-    except OSError:
-        return _open(path)
-    settled = time.time() - state.st_ctime > SETTLED
-    return _remembered(path, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns) if settled else _open(path)
+    state = settled_state(path)
+    return _open(path) if state is None else _remembered(path, *state)
 
 
 @lru_cache(maxsize=OPENED)

@@ -176,7 +176,7 @@ def test_shared_tuples_cost_nothing(tmp_path: Path) -> None:
 
 
 def test_what_was_opened_is_remembered_while_the_file_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("robustmerge_kit.shards.SETTLED", -1.0)
+    monkeypatch.setattr("robustmerge_kit.digests.SETTLED", -1.0)
     path = tmp_path / "x.bin"
     torch.save({"x": torch.ones(2)}, path)
     first = open_tensors(path)
@@ -186,6 +186,6 @@ def test_what_was_opened_is_remembered_while_the_file_stays(tmp_path: Path, monk
 
 
 def test_what_has_only_just_changed_is_not_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("robustmerge_kit.shards.SETTLED", 1000.0)
+    monkeypatch.setattr("robustmerge_kit.digests.SETTLED", 1000.0)
     torch.save({"x": torch.ones(2)}, tmp_path / "x.bin")
     assert open_tensors(tmp_path / "x.bin") is not open_tensors(tmp_path / "x.bin")
