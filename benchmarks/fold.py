@@ -195,7 +195,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peers", action="store_true", help="also PEFT and mergekit")
     parser.add_argument("--slow", action="store_true", help="also mergekit's TIES: ten minutes")
-    parser.add_argument("--growth", action="store_true", help="also bases of 3 and 7 billion parameters: 40 GB of scratch")
+    parser.add_argument("--growth", action="store_true", help="instead: bases of 0.8, 3 and 7 billion parameters, 40 GB")
     parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--small", action="store_true", help="tiny base and adapters: does the benchmark itself work?")
@@ -203,19 +203,22 @@ def main() -> None:
     case = FoldCase()
     if given.small:
         case = FoldCase(layers=2, hidden=64, inner=96, heads=4, key_heads=2, vocabulary=100, shard=60_000, adapters=2, rank=4)
+    flags = "".join(f" --{name}" for name in ("peers", "slow", "growth", "small") if getattr(given, name))
+    command = f"python benchmarks/fold.py{flags}"
+    began = f"\n\nThe machine's load when this began: {os.getloadavg()[0]:.2f}."
     with tempfile.TemporaryDirectory(dir=given.scratch) as scratch:
-        bench = Bench(Path(scratch) / "case", case)
-        parts = [against_copying(bench, given.rounds)[0]]
-        if given.peers:
-            parts.append("Beside the peers, same files:\n\n" + against_peers(bench, given.slow))
-        shutil.rmtree(bench.scratch)
         if given.growth:
             larger = [replace(case, layers=32, hidden=2560, inner=6912), replace(case, layers=32, hidden=4096, inner=11008)]
             sizes = [case, replace(case, layers=2 * case.layers)] if given.small else [case, *larger]
-            parts.append("Larger bases:\n\n" + growth(Path(scratch), sizes))
-    flags = "".join(f" --{name}" for name in ("peers", "slow", "growth", "small") if getattr(given, name))
-    title = "Folding into a base: task_arithmetic and TIES"
-    write_section("fold", title, f"python benchmarks/fold.py{flags}", "\n\n".join(parts), given.results)
+            table_of_sizes = growth(Path(scratch), sizes)
+            write_section("fold_growth", "Folding into larger bases", command, table_of_sizes + began, given.results)
+        else:
+            bench = Bench(Path(scratch) / "case", case)
+            parts = [against_copying(bench, given.rounds)[0]]
+            if given.peers:
+                parts.append("Beside the peers, same files:\n\n" + against_peers(bench, given.slow))
+            title = "Folding into a base: task_arithmetic and TIES"
+            write_section("fold", title, command, "\n\n".join(parts) + began, given.results)
     print(given.results.read_text())
 
 

@@ -15,6 +15,7 @@ import torch
 
 from .adapters import check_values
 from .base_weight import relative_to_base
+from .cores import Cores
 from .errors import InputError, PlanError
 from .factors import LowRank
 from .flow import Flow
@@ -40,16 +41,21 @@ Job = ExtraStep | tuple[SiteStep, ...]
 
 
 def execute(
-    plan: Plan, sink: Sink, identities: Sequence[str], resources: Resources, observe: Observe = lambda name, sites, nbytes: None
+    plan: Plan,
+    sink: Sink,
+    identities: Sequence[str],
+    resources: Resources,
+    observe: Observe = lambda name, sites, nbytes: None,
+    cores: Cores | None = None,
 ) -> Outcome:
     """Run the plan: every tensor of `plan.factor_specs` and `plan.extra_specs` is written to `sink` exactly once.
 
-    identities: what keys the random numbers, one per recipe adapter.
+    identities: what keys the random numbers, one per recipe adapter. cores: kept from earlier merges, and for later ones.
 
     Raises: InputError for NaN or Inf in an input, PlanError for extras that must agree and do not.
     """
     outcome = Outcome()
-    runner = _Runner(plan, identities, resources, outcome)
+    runner = _Runner(plan, identities, resources, outcome, cores)
 
     def store(job: Job, result: list[_Merged] | torch.Tensor) -> None:
         if isinstance(job, ExtraStep):
@@ -76,7 +82,7 @@ def execute(
     return outcome
 
 
-def decide_ranks(plan: Plan, identities: Sequence[str], resources: Resources) -> Plan:
+def decide_ranks(plan: Plan, identities: Sequence[str], resources: Resources, cores: Cores | None = None) -> Plan:
     """The plan with the rank of every site decided; reads the inputs once more where ranks depend on singular values.
 
     What spans all sites is surveyed here then, and the plan remembers it for these identities.
@@ -85,7 +91,7 @@ def decide_ranks(plan: Plan, identities: Sequence[str], resources: Resources) ->
     """
     if not plan.rank_depends_on_data:
         return plan
-    runner = _Runner(plan, identities, resources, Outcome())
+    runner = _Runner(plan, identities, resources, Outcome(), cores)
     spectra: dict[str, torch.Tensor] = {}
 
     def store(job: Job, result: dict[str, torch.Tensor]) -> None:
@@ -109,13 +115,15 @@ class _Merged:
 class _Runner:
     """The stages of the flow for one plan."""
 
-    def __init__(self, plan: Plan, identities: Sequence[str], resources: Resources, outcome: Outcome) -> None:
+    def __init__(
+        self, plan: Plan, identities: Sequence[str], resources: Resources, outcome: Outcome, cores: Cores | None
+    ) -> None:
         self.plan = plan
         self.resources = resources
         self.outcome = outcome
         self.device = torch.device(resources.device)
         self.dtype: torch.dtype = getattr(torch, plan.dtype)
-        self.sites = Sites(plan, identities, self.device)
+        self.sites = Sites(plan, identities, self.device, cores)
         self._streams = threading.local()
 
     def flow(self, work: Callable[..., object], store: Callable[..., None]) -> Flow[Job, object, object]:

@@ -168,8 +168,8 @@ class Core:
     def sites(self) -> Iterator[Core]:
         """The cores of a batch one by one, for steps whose sizes depend on the data."""
         r_b, r_a = (x.reshape(-1, *x.shape[-2:]) for x in (self.r_b, self.r_a))
-        for q_b, q_a, r_b, r_a in zip(self.q_b.each(), self.q_a.each(), r_b, r_a, strict=True):
-            yield Core(q_b, q_a, r_b, r_a, self.ranks, self.eps)
+        for q_b, q_a, left, right in zip(self.q_b.each(), self.q_a.each(), r_b, r_a, strict=True):
+            yield Core(q_b, q_a, left, right, self.ranks, self.eps)
 
 
 @dataclass(frozen=True)
@@ -227,13 +227,13 @@ def gram(stack: FactorStack) -> Float[torch.Tensor, "*batch n n"]:
 
     G_ij = c_i c_j times the sum over entries of (A_i A_j^T) * (B_i^T B_j), float64.
     """
-    a, b = _joined(stack)
+    a, b = joined(stack)
     return _scaled(_blocks((a @ a.mT) * (b.mT @ b), stack.ranks), stack)
 
 
 def rowwise_gram(stack: FactorStack) -> Float[torch.Tensor, "*batch d_out n n"]:
     """Inner products of the deltas row by row: G[row, i, j] = D_i[row] . D_j[row], float64."""
-    a, b = _joined(stack)
+    a, b = joined(stack)
     rows = [
         torch.stack([x.sum(-1) for x in (part @ inner * b).split(stack.ranks, -1)], -1)
         for part, inner in zip(b.split(stack.ranks, -1), (a @ a.mT).split(stack.ranks, -2), strict=True)
@@ -260,14 +260,25 @@ def concat(stack: FactorStack, coefficients: torch.Tensor | Sequence[float]) -> 
 
 def core(stack: FactorStack) -> Core:
     """The exact small core of a stack: thin QR of the joined B and of the joined A, any ranks, R > d included."""
+    return weighted(unweighted_core(stack), stack)
+
+
+def unweighted_core(stack: FactorStack) -> Core:
+    """The core of a stack whose coefficients were all 1."""
     exact = stack.dtype == torch.float64
-    a, b = _joined(stack)
+    a, b = joined(stack)
     q_b, r_b = orthonormal(b, exact, stack.dtype)
     q_a, r_a = orthonormal(a.mT, exact, stack.dtype)
-    # Folding after the QR keeps adapters that share a factor on exactly the same directions, whatever their weights.
-    c = torch.repeat_interleave(_coefficients(stack), torch.tensor(stack.ranks, device=b.device), -1)
-    eps = torch.finfo(stack.dtype).eps
-    return Core(q_b, q_a, r_b * c[..., None, :], r_a, stack.ranks, eps)
+    return Core(q_b, q_a, r_b, r_a, stack.ranks, torch.finfo(stack.dtype).eps)
+
+
+def weighted(unweighted: Core, stack: FactorStack) -> Core:
+    """The core of a stack from its `unweighted_core`.
+
+    Folding coefficients after the QR keeps adapters that share a factor on exactly the same directions, whatever their weights.
+    """
+    c = torch.repeat_interleave(_coefficients(stack), torch.tensor(stack.ranks, device=unweighted.r_b.device), -1)
+    return replace(unweighted, r_b=unweighted.r_b * c[..., None, :])
 
 
 def nrank(s: Float[torch.Tensor, "*batch k"], shape: Sequence[int], eps: float) -> Int[torch.Tensor, "*batch"]:
@@ -365,7 +376,7 @@ def _product_svd(b: torch.Tensor, a: torch.Tensor, eps: float) -> tuple[torch.Te
     return _masked(q_b @ u, s, q_a @ vh.mT, (b.shape[-2], a.shape[-2]), eps)
 
 
-def _joined(stack: FactorStack) -> tuple[Float[torch.Tensor, "*batch R d_in"], Float[torch.Tensor, "*batch d_out R"]]:
+def joined(stack: FactorStack) -> tuple[Float[torch.Tensor, "*batch R d_in"], Float[torch.Tensor, "*batch d_out R"]]:
     """[A_1; ..; A_n] and [B_1 | .. | B_n] in float64, coefficients not folded in."""
     return torch.cat([a.double() for a in stack.a], -2), torch.cat([b.double() for b in stack.b], -1)
 

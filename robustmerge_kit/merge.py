@@ -10,6 +10,7 @@ from pathlib import Path
 
 from .clock import Clock
 from .conflict import measure_conflict
+from .cores import Cores
 from .disk import check_space
 from .errors import OutputError, RecipeError
 from .execute import Observe, decide_ranks, execute
@@ -148,14 +149,17 @@ def write_adapter(
     identities: list[str],
     resources: Resources,
     observe: Observe = lambda name, sites, nbytes: None,
+    cores: Cores | None = None,
 ) -> Outcome:
     """Merge into an adapter's weights and configuration, in a folder that is there; no receipt, no card.
+
+    cores: kept from earlier merges, and for later ones.
 
     Raises: what `execute` raises, OutputError when the disk refuses.
     """
     files = AdapterFiles(folder, plan)
     try:
-        outcome = execute(plan, files, identities, resources, observe)
+        outcome = execute(plan, files, identities, resources, observe, cores)
         files.close()
     except BaseException:
         files.abandon()

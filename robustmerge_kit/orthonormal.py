@@ -76,6 +76,14 @@ class Basis:
         for one, mix in zip(vectors, mixes, strict=True):
             yield Basis(one, mix, self.dtype)
 
+    def without_vectors(self) -> Basis:
+        """What is left of it when it is mixed of vectors that are at hand elsewhere, for `on`."""
+        return self if self.mix is None else Basis(self.vectors[..., :0, :].clone(), self.mix, self.dtype)
+
+    def on(self, vectors: Float[torch.Tensor, "*batch d m"]) -> Basis:
+        """The basis that `without_vectors` was made of, whose vectors these are."""
+        return self if self.mix is None else Basis(vectors, self.mix, self.dtype)
+
     @property
     def _whole(self) -> torch.Tensor:
         # This way round the product is stored as torch's own QR stores its Q: row by row for Q^T.

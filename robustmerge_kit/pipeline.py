@@ -23,6 +23,9 @@ ROUNDING = 1e-9
 
 Delta = LowRank | InCore | Spectral | Dense
 
+MakeCore = Callable[[FactorStack], Core]
+"""Gives the exact small core of a stack."""
+
 
 @dataclass(frozen=True)
 class MergedSite:
@@ -50,10 +53,14 @@ class Finished:
 class PreparedSite:
     """A stack after the pre steps, with its core, which is computed once however many steps ask for it.
 
-    base: what DoRA deltas take from the base weight, None where there are none or factors stand for them.
+    base: what DoRA deltas take from the base weight, None where there are none or factors stand for them. core_of: what gives
+    the core of the factors handed over; asked only where they are still those of the stack after the pre steps.
     """
 
-    def __init__(self, stack: FactorStack, step: SiteStep, draws: KeyedDraws, base: OnBase | None = None) -> None:
+    def __init__(
+        self, stack: FactorStack, step: SiteStep, draws: KeyedDraws, base: OnBase | None = None, core_of: MakeCore = core
+    ) -> None:
+        given = stack
         self.approximated: tuple[float | None, ...] = ()
         if base is not None and not step.on_deltas:
             stack, self.approximated = dora.as_factors(stack, base, draws)
@@ -66,11 +73,12 @@ class PreparedSite:
             stack = pre.apply(stack, params)
         self.stack = stack
         self.step = step
+        self._core_of = core_of if stack.a is given.a and stack.b is given.b else core
 
     @cached_property
     def core(self) -> Core:
         """The exact small core of the stack."""
-        return core(self.stack)
+        return self._core_of(self.stack)
 
     def represent(self) -> spaces.Represented:
         """The stack in the space the step names."""
@@ -82,15 +90,21 @@ class PreparedSite:
 
 
 def merge_site(
-    stack: FactorStack, step: SiteStep, draws: KeyedDraws, surveyed: Surveyed | None = None, base: OnBase | None = None
+    stack: FactorStack,
+    step: SiteStep,
+    draws: KeyedDraws,
+    surveyed: Surveyed | None = None,
+    base: OnBase | None = None,
+    core_of: MakeCore = core,
 ) -> MergedSite:
     """The merged delta of a site; `surveyed` holds the statistics of all sites for methods with `scope: global`.
 
-    base: what the deltas take from the base weight besides their factors, where there are DoRA adapters.
+    base: what the deltas take from the base weight besides their factors, where there are DoRA adapters. core_of: gives the
+    core of this stack, whatever its coefficients.
 
     Shapes: stack (..., r_t, d_in) and (..., d_out, r_t) -> delta (..., d_out, d_in).
     """
-    site = PreparedSite(stack, step, draws, base)
+    site = PreparedSite(stack, step, draws, base, core_of)
     delta = _apply(site, draws, surveyed)
     whole = torch.ones(stack.batch, dtype=torch.float64)
     if not site.restores and not step.post:

@@ -10,11 +10,12 @@ import torch
 
 from .adapters import check_values, find_zeros
 from .base_weight import open_rows, relative_to_base
+from .cores import Cores
 from .dora import OnBase, fold_magnitudes
 from .draws import KeyedDraws
-from .factors import FactorStack, Weights
+from .factors import FactorStack, Weights, core
 from .method import Elementwise
-from .pipeline import MergedSite, PreparedSite, merge_site
+from .pipeline import MakeCore, MergedSite, PreparedSite, merge_site
 from .plan import Plan, SiteStep
 from .spaces import Represented, Surveyed, survey_all
 
@@ -41,14 +42,15 @@ class LoadedSite:
 class Sites:
     """What all sites of a plan share: the keys of their random numbers, and statistics that span them.
 
-    identities: what keys the random numbers, one per recipe adapter.
+    identities: what keys the random numbers, one per recipe adapter. cores: kept between merges, on a CPU.
     approximated: site -> recipe position -> share of energy kept, of the DoRA deltas that factors had to stand for.
     """
 
-    def __init__(self, plan: Plan, identities: Sequence[str], device: torch.device) -> None:
+    def __init__(self, plan: Plan, identities: Sequence[str], device: torch.device, cores: Cores | None = None) -> None:
         self.plan = plan
         self.identities = identities
         self.device = device
+        self.cores = cores
         self.surveys: dict[object, Surveyed] = dict(plan.surveyed)
         self.approximated: dict[str, dict[int, float]] = {}
 
@@ -86,7 +88,7 @@ class Sites:
         stack, base = on_base(group[0], stack)
         if len(group[0].present) < len(step.members):
             step = replace(step, params=step.params.among(group[0].present))
-        merged = merge_site(stack, step, draws, self.surveyed(step), base)
+        merged = merge_site(stack, step, draws, self.surveyed(step), base, core if base else self._core_of(group, device))
         shares = {
             step.members[i].index: share
             for i, share in zip(group[0].present, merged.approximated, strict=False)
@@ -95,6 +97,15 @@ class Sites:
         if shares:
             self.approximated[step.site] = shares
         return merged, draws
+
+    def _core_of(self, group: list[LoadedSite], device: torch.device) -> MakeCore:
+        """What gives the core of a group of sites. A survey does not ask: its thread may round otherwise than a worker."""
+        cores = self.cores
+        if cores is None or device.type != "cpu":
+            return core
+        # Factors may be relative to the base, and are then known by its weight as well.
+        key = tuple((s.step.site, s.step.weight, *(s.step.members[i].factors for i in s.present)) for s in group)
+        return lambda stack: cores.core(key, stack)
 
     def stack(self, group: list[LoadedSite], device: torch.device) -> tuple[FactorStack, KeyedDraws]:
         """A group of sites as one stack, with a batch axis when there are several; its random numbers beside it."""

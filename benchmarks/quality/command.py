@@ -35,12 +35,12 @@ def main(argv: Sequence[str]) -> None:
 
         bench = set_up(given, ledger)
         for step in given.only:
-            BY_NAME[step](bench, read_rows())
+            BY_NAME[step](bench, read_rows(given.modality))
     elif given.command == "rank":
         from .ranking import rank
         from .settings import read_rows
 
-        rank(ledger, read_rows())
+        rank(ledger, read_rows(given.modality))
     else:
         from .report import report
 

@@ -30,7 +30,7 @@ def report(modality: str, ledger: Ledger, results: Path | None = None) -> None:
 
     Raises: SystemExit where nothing was evaluated.
     """
-    summary, rows = summarize(ledger), read_rows()
+    summary, rows = summarize(ledger), read_rows(modality)
     if summary is None:
         raise SystemExit(f"{ledger.cache}: nothing is evaluated on {ledger.test_rows} test rows; `evaluate` comes first")
     table_lines, related = lines(summary, rows), correlations(ledger, rows)

@@ -59,12 +59,12 @@ class Row:
     """Whether cutting to rank 16 gives another result than the row itself."""
 
 
-def read_rows(path: Path = SETTINGS) -> list[Row]:
-    """Every row of the settings file, in its order."""
-    return [_row(name, entry or {}) for name, entry in YAML(typ="safe").load(path.read_text())["rows"].items()]
+def read_rows(modality: str, path: Path = SETTINGS) -> list[Row]:
+    """Every row of the settings file, in its order, with the grid of a modality."""
+    return [_row(name, entry or {}, modality) for name, entry in YAML(typ="safe").load(path.read_text())["rows"].items()]
 
 
-def _row(name: str, entry: Mapping[str, Any]) -> Row:
+def _row(name: str, entry: Mapping[str, Any], modality: str) -> Row:
     fixed = {
         "method": entry.get("method", name),
         "space": entry.get("space"),
@@ -72,7 +72,7 @@ def _row(name: str, entry: Mapping[str, Any]) -> Row:
         "post": tuple(entry.get("post", ())),
     }
     default = Setting(parameters=entry.get("default", {}), **fixed)
-    grid: Mapping[str, list[Any]] = entry.get("grid", {})
+    grid: Mapping[str, list[Any]] = entry.get(modality, entry.get("grid", {}))
     values = itertools.product(*grid.values())
     base = entry.get("fixed", {})
     tried = [Setting(parameters=base | dict(zip(grid, each, strict=True)), **fixed) for each in values] if grid else []

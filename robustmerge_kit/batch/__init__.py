@@ -6,8 +6,8 @@ Start reading in `run`, then `schedule`. A process of the local engine is `worke
 from .local import Limits, LocalEngine
 from .machine import available_memory
 from .run import run_batch
-from .schedule import SPLIT_ABOVE, Settings
+from .schedule import Settings
 from .signals import Signals
 from .summary import lines
 
-__all__ = ["SPLIT_ABOVE", "Limits", "LocalEngine", "Settings", "Signals", "available_memory", "lines", "run_batch"]
+__all__ = ["Limits", "LocalEngine", "Settings", "Signals", "available_memory", "lines", "run_batch"]

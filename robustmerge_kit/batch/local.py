@@ -67,6 +67,9 @@ class _Seat:
 class LocalEngine:
     """Workers of one machine, forked by one process that imports what they need; another one follows when one dies."""
 
+    split_above = 256_000_000
+    """That much takes one core two seconds; a helper needs some hundredths of one to plan the merge once more."""
+
     def __init__(self, limits: Limits, tasks: int, logs: Path) -> None:
         """tasks: how many there will be at most. logs: folder for what workers say outside of tasks."""
         check_device(limits.device)

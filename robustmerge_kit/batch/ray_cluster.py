@@ -24,6 +24,8 @@ _LOOK_AGAIN = 5.0
 class RayEngine:
     """A cluster that is there already; the engine joins it as a driver and leaves it when it is closed."""
 
+    split_above = 1_000_000_000
+    """That much takes one core eight seconds; a helper needs three if its node has to import torch first."""
     peak = 0
     budget: int | None = None
 

@@ -23,15 +23,16 @@ TICK = 0.25
 BUSY_AGAIN = 1.0
 """Seconds until a job is offered again whose output another process is writing."""
 LONGEST_WAIT = 60.0
-SPLIT_ABOVE = 256_000_000
-"""Bytes of a folded model that take one core two seconds; a helper needs some tenths of one to plan the merge once more."""
 
 
 class Engine(Protocol):
-    """Where tasks run. `largest` is the largest step in bytes that fits at all."""
+    """Where tasks run. `largest` is the largest step in bytes that fits at all; `split_above` as in Settings."""
 
     @property
     def largest(self) -> int: ...
+
+    @property
+    def split_above(self) -> int: ...
 
     def offer(self, task: Task, needs: int) -> bool:
         """Take a task if there is room for it now."""
@@ -50,8 +51,8 @@ class Engine(Protocol):
 class Settings:
     """How a batch is run; none of it changes results. backoff: seconds before the first further attempt, then twice as many.
 
-    split_above: bytes of a folded model from which on free workers do parts of it. stopping: asked all the time; 1 lets running
-    merges finish, 2 ends them.
+    split_above: bytes of a folded model from which on free workers do parts of it, None: as the engine has it. stopping: asked
+    all the time; 1 lets running merges finish, 2 ends them.
     """
 
     overwrite: bool = False
@@ -61,7 +62,7 @@ class Settings:
     backoff: float = 1.0
     fail_fast: bool = False
     only_check: bool = False
-    split_above: int = SPLIT_ABOVE
+    split_above: int | None = None
     digests: Path | None = None
     folder: Path | None = None
     stopping: Callable[[], int] = lambda: 0
@@ -201,7 +202,8 @@ class Course:
         )
 
     def _can_be_shared(self, entry: Entry) -> bool:
-        return entry.checked is not None and entry.checked.parts > 1 and entry.checked.writes >= self._settings.split_above
+        least = self._engine.split_above if self._settings.split_above is None else self._settings.split_above
+        return entry.checked is not None and entry.checked.parts > 1 and entry.checked.writes >= least
 
     def _heed(self) -> None:
         """Follow what is asked from outside; it never becomes less."""

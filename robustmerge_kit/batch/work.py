@@ -112,7 +112,7 @@ def _help(task: Task, report: Report) -> Helped:
         recipe,
         target,
         resources=_resources(task.share),
-        expected=_Expectation(target),
+        expected=_Expectation(target, task.overwrite),
         observe=counter.step,
         took=_began,
     )
@@ -123,8 +123,9 @@ def _help(task: Task, report: Report) -> Helped:
 class _Expectation:
     """Whether the merge of a target runs, or may begin soon; it does not once its claim was given back."""
 
-    def __init__(self, target: Path) -> None:
+    def __init__(self, target: Path, overwrite: bool) -> None:
         self._target = target
+        self._overwrite = overwrite
         self._until = time.monotonic() + _PATIENCE
         self._seen = False
 
@@ -132,7 +133,8 @@ class _Expectation:
         held = is_held(self._target)
         if held:
             self._seen, self._until = True, time.monotonic() + _PATIENCE
-        return time.monotonic() < self._until and not (held is None and self._seen)
+        over = self._seen or (self._target.exists() and not self._overwrite)
+        return time.monotonic() < self._until and not (held is None and over)
 
 
 def _resources(share: Share) -> Resources:

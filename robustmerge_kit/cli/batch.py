@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda (all GPUs) or a list: cuda:0,cuda:2.")
 @click.option("--gpu-memory", type=Size(), default=None, help="Memory to use on each GPU, at most.  [default: 80 % of it]")
 @click.option(
-    "--split-above", type=Size(), default=None, help="Free workers do parts of folded models of so much.  [default: 256MB]"
+    "--split-above", type=Size(), default=None, help="Free workers share folded models of so much.  [default: 256MB, Ray: 1GB]"
 )
 @click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="Where merges run.")
 @click.option("--address", default=None, help="Ray cluster to use.  [default: RAY_ADDRESS, else the one on this machine]")
@@ -78,7 +78,7 @@ def batch(
     Every recipe is checked before the first merge starts; broken ones are reported, the rest run. What is done already is
     skipped, so the same command goes on after an interruption.
     """
-    from ..batch import SPLIT_ABOVE, Settings, Signals, lines, run_batch
+    from ..batch import Settings, Signals, lines, run_batch
     from .table import table
 
     start_engine = _local(jobs, memory, device, gpu_memory)
@@ -102,7 +102,7 @@ def batch(
                 retries=retries,
                 fail_fast=fail_fast,
                 only_check=only_check,
-                split_above=SPLIT_ABOVE if split_above is None else split_above,
+                split_above=split_above,
                 folder=Path.cwd() if engine == "ray" else None,
                 stopping=signals.stopping,
             ),

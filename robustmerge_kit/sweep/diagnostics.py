@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from ..base_weight import relative_to_base
+from ..cores import Cores
 from ..execute import Observe
 from ..flow import Flow
 from ..hashing import Hashing
@@ -83,16 +84,25 @@ class Diagnostics:
     """The updates of some adapters, to judge merges of them by; what does not depend on the merge is computed once.
 
     recipe: any recipe with these inputs. Bases and singular vectors of the updates are kept as long as they fit into
-    `resources.memory`, and computed again for every merge where they do not. May be used by several threads.
+    `resources.memory`, and computed again for every merge where they do not. cores: of the merges, likewise. May be used by
+    several threads.
     """
 
-    def __init__(self, inputs: Inputs, recipe: Recipe, hashing: Hashing, resources: Resources | None = None) -> None:
+    def __init__(
+        self,
+        inputs: Inputs,
+        recipe: Recipe,
+        hashing: Hashing,
+        resources: Resources | None = None,
+        cores: Cores | None = None,
+    ) -> None:
         self.resources = resources or Resources()
         self.inputs = inputs
         self.hashing = hashing
         self.device = torch.device(self.resources.device)
         self.trained = make_plan(_as_trained(recipe), inputs)
         self._shared = Sites(self.trained, self._identities(self.trained), self.device)
+        self._cores = cores
         self._kept: dict[str, Updates | None] = {}
         self._bytes = 0
         self._lock = threading.Lock()
@@ -104,8 +114,8 @@ class Diagnostics:
         """
         plan = make_plan(recipe, self.inputs)
         identities = self._identities(plan)
-        plan = decide_ranks(plan, identities, self.resources)
-        merging = Sites(plan, identities, self.device)
+        plan = decide_ranks(plan, identities, self.resources, self._cores)
+        merging = Sites(plan, identities, self.device, self._cores)
         merging.survey()
         steps = {step.site: step for step in plan.steps}
         found: list[tuple[str, Merge, list[float | None]]] = []

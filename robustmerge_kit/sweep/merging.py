@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ..cores import Cores
 from ..disk import check_space
 from ..errors import RmkitError
 from ..hashing import Hashing
@@ -32,11 +33,15 @@ class _Shared:
 
 
 class Merges:
-    """Merges the trials of a sweep, several at a time."""
+    """Merges the trials of a sweep, several at a time.
+
+    Half of the memory is for the exact cores of the sites, which all trials share, half for the tensors in flight of each.
+    """
 
     def __init__(self, recipe: Recipe, resources: Resources) -> None:
         self.recipe = recipe
-        self.resources = resources
+        self.cores = Cores(resources.memory // 2)
+        self.resources = replace(resources, memory=resources.memory - self.cores.limit)
         self.name = output_path(recipe, None).name
         """What a trial's folder is called: layouts ask for certain names."""
         self._known: dict[str, _Shared] = {}
@@ -77,9 +82,9 @@ class Merges:
         keep_inputs_apart(folder, shared.inputs, recipe)
         check_space(folder, plan.write_bytes)
         identities = shared.hashing.identities() if plan.random else [adapter.label for adapter in plan.adapters]
-        plan = decide_ranks(plan, identities, self.resources)
+        plan = decide_ranks(plan, identities, self.resources, self.cores)
         folder.mkdir(parents=True)
-        write_adapter(plan, folder, identities, self.resources)
+        write_adapter(plan, folder, identities, self.resources, cores=self.cores)
 
     def diagnose(self, recipe: Recipe) -> Diagnosis:
         """The figures of a merge, which is not written.
@@ -89,7 +94,7 @@ class Merges:
         shared = self._shared(recipe)
         with shared.lock:
             if shared.diagnostics is None:
-                shared.diagnostics = Diagnostics(shared.inputs, recipe, shared.hashing, self.resources)
+                shared.diagnostics = Diagnostics(shared.inputs, recipe, shared.hashing, self.resources, self.cores)
         return shared.diagnostics.diagnose(recipe)
 
     def close(self) -> None:

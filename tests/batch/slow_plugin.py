@@ -1,4 +1,4 @@
-"""A plugin whose methods take their time, or end their process; installed as a folder on PYTHONPATH."""
+"""A plugin whose methods take their time, wait for a file, or end their process; installed as a folder on PYTHONPATH."""
 
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from robustmerge_kit.method import Coefficient, Params
 
 class Slowly(Params):
     seconds: float = 0.15
+    until: str = ""
 
 
 class Once(Params):
@@ -22,6 +23,9 @@ class Once(Params):
 
 def merge_slowly(gram, weights, params):
     time.sleep(params.seconds)
+    end = time.monotonic() + 120
+    while params.until and not os.path.exists(params.until) and time.monotonic() < end:
+        time.sleep(0.02)
     return torch.ones_like(gram[..., 0])
 
 

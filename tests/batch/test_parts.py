@@ -219,7 +219,7 @@ def test_parts_go_on_with_what_was_begun_in_one_piece(tmp_path: Path) -> None:
     recipe, out, log = case(tmp_path), tmp_path / "outputs" / "out", tmp_path / "changes"
     whole = all_bytes(run(recipe, tmp_path / "alone").path)
     children.end(children.start(children.killed_at, -1, ["run", str(recipe), str(tmp_path / "trial"), "-q"], str(log)))
-    moment = int(0.6 * len(log.read_text().splitlines()))
+    moment = int(0.4 * len(log.read_text().splitlines()))
     killed = children.start(children.killed_at, moment, ["run", str(recipe), str(out), "-q"], str(tmp_path / "n"))
     assert children.end(killed) == -signal.SIGKILL
     receipt = run(recipe, out, sharing=lambda files: None)

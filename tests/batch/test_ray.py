@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 from many_recipes import contents, environment, finish, start
+from shared_models import leader_and_helper, merged_alone, weights, write_models
 from slow_plugin import install
 from small_adapters import run, sites, write_adapters, write_recipe
 
@@ -102,6 +103,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         keys = {"merge_method": "slow", "adapters": [f"../{each.name}" for each in adapters], "parameters": {"seconds": 0.3}}
         (place / "recipes" / f"job{number}.yaml").write_text(json.dumps({**keys, "name": f"n{number}"}))
     (place / "recipes" / "bad.yaml").write_text(json.dumps({"merge_method": "slow", "adapters": ["../nowhere"]}))
+    write_models(place)
     return place
 
 
@@ -113,15 +115,18 @@ def cluster(place: Path) -> Iterator[Cluster]:
     cluster.close()
 
 
-def batch(place: Path, cluster: Cluster, out: str, *flags: str) -> "subprocess.Popen[str]":
-    arguments = ["recipes", "--out", out, "--engine", "ray", "--address", cluster.address, "--json", "--events", f"{out}.jsonl"]
+def batch(place: Path, cluster: Cluster, out: str, *flags: str, recipes: str = "recipes") -> "subprocess.Popen[str]":
+    arguments = [recipes, "--out", out, "--engine", "ray", "--address", cluster.address, "--json", "--events", f"{out}.jsonl"]
     return start([*arguments, "--state", f"{out}-state", *flags], place, PYTHONPATH=cluster.plugin)
 
 
-def begun(place: Path, out: str, number: int, process: "subprocess.Popen[str]") -> None:
+def begun(place: Path, out: str, number: int, process: "subprocess.Popen[str]", writing: int = 1) -> None:
+    """Wait until so many merges were handed out, and so many write at the same time."""
     deadline = time.monotonic() + 120
     log = place / f"{out}.jsonl"
-    while not log.exists() or log.read_text().count('"started"') < number or not list((place / out).glob(".*part-*/*")):
+    while (
+        not log.exists() or log.read_text().count('"started"') < number or len(list((place / out).glob(".*part-*"))) < writing
+    ):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -139,9 +144,39 @@ def test_sigterm_drains_and_the_same_command_goes_on(place: Path, cluster: Clust
     assert not list((place / "drained").glob(".*"))
 
 
+def told(place: Path, out: str, event: str) -> list[dict[str, object]]:
+    every = [json.loads(line) for line in (place / f"{out}.jsonl").read_text().splitlines()]
+    return [each for each in every if each["event"] == event]
+
+
+@pytest.mark.parametrize("victim", ["leader", "helper"])
+def test_one_merge_on_two_nodes(victim: str, place: Path, cluster: Cluster) -> None:
+    target = place / victim / "slow"
+    process = batch(place, cluster, victim, "--split-above", "1B", recipes="models")
+    deadline = time.monotonic() + 120
+    both: list[psutil.Process] = []
+    while not both:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        workers = [each for raylet in cluster.raylets() for each in raylet.children(recursive=True)]
+        both = leader_and_helper(workers, target)
+        time.sleep(0.02)
+    both[victim == "helper"].kill()
+    (place / "go").touch()
+    code, _, err = finish(process, 300)
+    assert code == 0, err
+    assert weights(target) == merged_alone(place)
+    assert len(told(place, victim, "worker_lost")) == 1
+    assert len(told(place, victim, "started")) == (2 if victim == "leader" else 1)
+    assert told(place, victim, "helping")
+    assert json.loads((target / "rmkit.json").read_text())["totals"]["resumed_jobs"] > 0, "what the one that died had done"
+    (place / "go").unlink()
+    assert not list((place / victim).glob(".*"))
+
+
 def test_a_node_killed_on_the_way_costs_attempts_and_nothing_else(place: Path, cluster: Cluster) -> None:
     process = batch(place, cluster, "killed")
-    begun(place, "killed", 2, process)
+    begun(place, "killed", 2, process, writing=2)
     assert len(cluster.raylets()) == 2
     os.kill(cluster.raylets()[1].pid, signal.SIGKILL)
     code, out, err = finish(process, 300)
@@ -150,8 +185,7 @@ def test_a_node_killed_on_the_way_costs_attempts_and_nothing_else(place: Path, c
     assert (code, summary["counts"]["done"], jobs["bad"]["status"]) == (1, JOBS, "failed"), (out, err)
     assert jobs["bad"]["attempts"] == 1
     assert "no such folder" in jobs["bad"]["errors"][0]["what"]
-    told = [json.loads(line) for line in (place / "killed.jsonl").read_text().splitlines()]
-    assert any(event["event"] == "worker_lost" for event in told), "something ran on the node that died"
+    assert told(place, "killed", "worker_lost"), "something ran on the node that died"
     adapters = [place / "adapter0", place / "adapter1"]
     run(write_recipe(place, adapters, "task_arithmetic"), place / "alone")
     weights = (place / "alone" / "adapter_model.safetensors").read_bytes()

@@ -167,3 +167,14 @@ def test_the_fold_benchmark_runs_on_a_small_case_with_optimal_rounding(tmp_path:
     assert float(found[1]) <= 1.001 * float(found[2])
     assert "| rmkit : that bound |" in text
     assert sorted(path.name for path in tmp_path.iterdir()) == ["RESULTS.md"]
+
+
+@pytest.mark.slow
+def test_the_fold_benchmark_shows_growth(tmp_path: Path) -> None:
+    results = tmp_path / "RESULTS.md"
+    command = [sys.executable, "fold.py", "--small", "--growth", "--scratch", str(tmp_path), "--results", str(results)]
+    done = subprocess.run(command, cwd=BENCHMARKS, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = re.findall(r"^\| ([0-9.]+) \| [0-9.]+ \| [0-9.]+ \|", results.read_text(), re.MULTILINE)
+    assert len(rows) == 2
+    assert "python benchmarks/fold.py --growth" in results.read_text()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-TASKS = ("digits_high", "digits_low_turned_90")
+TASKS = ("digits_high", "digits_high_turned_180")
 
 pytest.importorskip("sklearn")
 pytest.importorskip("peft")
@@ -37,9 +37,9 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Any:
         cache = tmp_path_factory.mktemp("quality")
         tasks, learnt = read_image_tasks(None)
         tasks = [task for task in tasks if task.name in TASKS]
-        base = train_encoder(cache / "encoder", learnt, Shape(hidden=64, inner=128, layers=2, heads=2, epochs=3, batch=32))
+        base = train_encoder(cache / "encoder", learnt, Shape(hidden=64, inner=128, layers=2, heads=2, epochs=8, batch=32))
         bench = Bench(ImageEncoder(base), base, tasks, Ledger(cache, 200, 60))
-        how = Training(rows=320, epochs=3, batch=32, rate=4e-3)
+        how = Training(rows=480, epochs=8, batch=32, rate=3e-3)
         train_all(bench.encoder, tasks, [Wanted(name) for name in TASKS], cache, how)
         return bench
 
@@ -48,13 +48,13 @@ def test_merged_beats_zero_shot_and_an_adapter_beats_merged_on_its_own_task(benc
     from quality.ledger import FIRST
     from quality.settings import Setting
 
-    setting = Setting("task_arithmetic", {"gain": 0.7})
+    setting = Setting("task_arithmetic", {"gain": 0.5})
     bench.zero_shot("test")
     bench.individual(FIRST)
     bench.merge(setting, FIRST, "test")
     zero, merged = bench.ledger.zero_shot(), bench.ledger.score(setting, FIRST)
     individual = sum(bench.ledger.individual(FIRST, name) for name in TASKS) / 2
-    assert zero.mean(TASKS) + 0.05 < merged.mean(TASKS) <= individual + 0.02
+    assert zero.mean(TASKS) + 0.1 < merged.mean(TASKS) < individual
 
 
 def test_one_adapter_of_weight_1_classifies_as_peft_does(bench: Any) -> None:

@@ -46,7 +46,7 @@ def rows(tmp_path: Path) -> list[Any]:
 
     path = tmp_path / "settings.yaml"
     path.write_text("rows:\n  linear: {default: {gain: 1}, grid: {gain: [0.3, 0.5]}}\n  tsv_m:\n")
-    return read_rows(path)
+    return read_rows("text", path)
 
 
 def test_macro_f1_counts_every_class_alike() -> None:
@@ -99,7 +99,7 @@ def test_the_report_says_what_is_there_and_what_is_missing(tmp_path: Path, monke
     pytest.importorskip("matplotlib")
     import quality.report
 
-    monkeypatch.setattr(quality.report, "read_rows", lambda: rows(tmp_path))
+    monkeypatch.setattr(quality.report, "read_rows", lambda modality: rows(tmp_path))
     results = tmp_path / "out" / "RESULTS.md"
     results.parent.mkdir()
     quality.report.report("text", fill(tmp_path), results)
@@ -149,7 +149,7 @@ def test_every_method_stands_in_the_settings_file_and_every_setting_is_legal() -
     from robustmerge_kit.methods import BUILTIN
     from robustmerge_kit.recipe import parse_recipe
 
-    table = read_rows()
+    table = [*read_rows("text"), *read_rows("vision")]
     left_out = {"cat", "svd", "slerp", "nuslerp"}
     builtin = {method.name for method in BUILTIN if not method.name.startswith("mergekit/")}
     assert {row.default.method for row in table} == builtin - left_out
