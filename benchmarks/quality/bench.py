@@ -14,8 +14,9 @@ from robustmerge_kit.errors import RmkitError
 from .claims import claimed
 from .encoder import Encoder
 from .ledger import INDIVIDUAL, ZERO_SHOT, Ledger
+from .measure import measure
 from .merging import merged
-from .scores import Trial, measure
+from .scores import Trial
 from .settings import Setting
 from .tasks import Task
 from .train_order import MULTITASK, Wanted

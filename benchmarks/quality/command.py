@@ -18,8 +18,8 @@ STEPS = ("references", "test", "rank16", "studies", "initialisation", "untuned",
 def main(argv: Sequence[str]) -> None:
     """Do one command for one modality."""
     given = parser().parse_args(argv)
-    rows = ROWS[given.modality]
-    ledger = Ledger(given.cache / given.modality, given.test_rows or rows[0], given.choose_rows or rows[1])
+    counts = ROWS[given.modality]
+    ledger = Ledger(given.cache / given.modality, given.test_rows or counts[0], given.choose_rows or counts[1])
     if given.command == "fetch":
         from .fetch import fetch
 
@@ -33,9 +33,10 @@ def main(argv: Sequence[str]) -> None:
         from .settings import read_rows
         from .setup import set_up
 
+        rows = [row for row in read_rows(given.modality) if not given.methods or row.name in given.methods]
         bench = set_up(given, ledger)
         for step in given.only:
-            BY_NAME[step](bench, read_rows(given.modality))
+            BY_NAME[step](bench, rows)
     elif given.command == "rank":
         from .ranking import rank
         from .settings import read_rows
@@ -60,5 +61,6 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--test-rows", type=int, help="test rows of each task")
     found.add_argument("--choose-rows", type=int, help="validation rows of each task")
     found.add_argument("--only", nargs="+", choices=STEPS, default=STEPS, help="steps of evaluate")
+    found.add_argument("--methods", nargs="+", help="rows of settings.yaml to evaluate; default: all")
     found.add_argument("--results", type=Path, help="file the report goes into; default: RESULTS.md beside the benchmarks")
     return found

@@ -10,10 +10,11 @@ from typing import Any
 
 from results import RESULTS, write_section
 
+from .correlation import Correlation, correlations
 from .findings import write_findings
 from .ledger import Ledger
 from .plot import plot
-from .ranking import Correlation, correlations
+from .scores import Score
 from .settings import Row, read_rows
 from .studies import studies
 from .summary import GROUPS, Line, Summary, lines, summarize
@@ -38,7 +39,7 @@ def report(modality: str, ledger: Ledger, results: Path | None = None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     plot(summary, table_lines, folder / f"{modality}.svg")
     document = as_document(summary, table_lines, related)
-    (folder / f"{modality}.json").write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
+    (folder / f"{modality}.json").write_text(as_text(document))
     command = "python benchmarks/quality " + ("report" if modality == "text" else f"report --modality {modality}")
     body = "\n\n".join(part for part in _parts(modality, summary, rows, table_lines, related) if part)
     write_section(f"quality_{modality}", TITLES[modality], command, body, results or RESULTS)
@@ -137,8 +138,23 @@ def as_document(summary: Summary, table_lines: Sequence[Line], related: Sequence
         "validation_rows": summary.ledger.choose_rows,
         "chosen": {line.name: json.loads(line.chosen.key) for line in table_lines},
         "correlations": [{name: _number(value) for name, value in asdict(each).items()} for each in related],
-        "scores": [asdict(score) for score in summary.ledger.scores.all()],
+        "scores": [_rounded(score) for score in summary.ledger.scores.all()],
     }
+
+
+def as_text(document: dict[str, Any]) -> str:
+    """The document as JSON with one line a score."""
+    head = json.dumps({name: value for name, value in document.items() if name != "scores"}, indent=1, allow_nan=False)
+    scores = ",\n  ".join(json.dumps(score, allow_nan=False) for score in document["scores"])
+    return f'{head.removesuffix("}").rstrip()},\n "scores": [\n  {scores}\n ]\n}}\n'
+
+
+def _rounded(score: Score) -> dict[str, Any]:
+    figures = {
+        "accuracy": {name: round(value, 4) for name, value in score.accuracy.items()},
+        "macro_f1": {name: round(value, 4) for name, value in score.macro_f1.items()},
+    }
+    return {"trial": asdict(score.trial), **figures}
 
 
 def _number(value: Any) -> Any:

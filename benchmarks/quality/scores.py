@@ -5,14 +5,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-
-from .encoder import Encoder
-from .tasks import Task
 
 
 @dataclass(frozen=True)
@@ -35,7 +29,6 @@ class Score:
     accuracy: Mapping[str, float]
     macro_f1: Mapping[str, float]
     cpu_seconds: float = 0.0
-    figures: Mapping[str, Any] = field(default_factory=dict)
 
     def mean(self, names: Sequence[str]) -> float:
         """Mean accuracy over some tasks."""
@@ -83,27 +76,6 @@ class Scores:
                 content = json.loads(line)
             except ValueError:
                 continue
-            trial = content["trial"]
-            score = Score(**content | {"trial": Trial(**trial | {"merged": tuple(trial["merged"])})})
+            trial = Trial(**content["trial"] | {"merged": tuple(content["trial"]["merged"])})
+            score = Score(trial, content["accuracy"], content["macro_f1"], content["cpu_seconds"])
             self._known[score.trial] = score
-
-
-def measure(encoder: Encoder, tasks: Sequence[Task], anchors: Mapping[str, torch.Tensor], trial: Trial) -> Score:
-    """Score the encoder as it is on rows of each task."""
-    accuracy: dict[str, float] = {}
-    f1: dict[str, float] = {}
-    for task in tasks:
-        rows = task.validation(trial.rows) if trial.split == "validation" else task.tested(trial.rows)
-        found = (encoder.encode(rows.inputs) @ anchors[task.name].T).argmax(1)
-        accuracy[task.name] = (found == rows.labels).double().mean().item()
-        f1[task.name] = macro_f1(found, rows.labels)
-    return Score(trial, accuracy, f1)
-
-
-def macro_f1(found: torch.Tensor, labels: torch.Tensor) -> float:
-    """Mean over the classes that occur of F1 = 2 hits / (found + there); a class never hit counts 0."""
-    each = []
-    for label in labels.unique().tolist():
-        hits = ((found == label) & (labels == label)).sum().item()
-        each.append(2 * hits / ((found == label).sum().item() + (labels == label).sum().item()))
-    return sum(each) / len(each)

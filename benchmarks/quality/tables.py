@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 
 from results import table
 
+from .correlation import Correlation
 from .ledger import FIRST, SHARED
-from .ranking import Correlation
 from .settings import Row
 from .studies import Question
 from .summary import GROUPS, Line, Means, Spread, Summary
-from .tasks import UNBALANCED
+from .task_names import UNBALANCED
 
 HEAD = (
     "merged by",
@@ -100,14 +100,16 @@ def f1_table(summary: Summary, lines: Sequence[Line]) -> str:
 
 
 def study_table(summary: Summary, question: Question) -> str:
-    """The lines of a study that were evaluated; one seed."""
+    """The lines of a study that were evaluated, if they are most of it; one seed."""
     body = []
     for line in question.lines:
         score = summary.ledger.score(line.setting, line.group, "test", line.names)
         if score:
             merged = line.names or summary.seen
             body.append([line.words, line.setting.words, _points(score.mean(merged)), _points(score.mean(summary.unseen))])
-    return f"{question.title}:\n\n" + table(("", "setting", "seen", "unseen"), body) if body else ""
+    if 2 * len(body) <= len(question.lines):
+        return ""
+    return f"{question.title}:\n\n" + table(("", "setting", "seen", "unseen"), body)
 
 
 def grid_table(summary: Summary, row: Row) -> str:

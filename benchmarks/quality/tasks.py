@@ -11,10 +11,8 @@ from typing import Literal
 
 import torch
 
-SEEN = ("snips_intent", "trec6", "sst2", "ag_news", "subj", "sms_spam", "tweet_offensive", "tweet_emotion")
-UNSEEN = ("cr", "banking77", "tweet_hate", "clinc_domain10")
-UNBALANCED = ("sms_spam", "tweet_offensive")
-"""Tasks whose largest class is most of the rows: macro-F1 is reported beside accuracy."""
+from .task_names import SEEN, UNSEEN
+
 HELD_BACK = 0.1
 """Share of the train part that no adapter sees; settings are chosen on it."""
 Inputs = Sequence[str] | torch.Tensor

@@ -33,7 +33,7 @@ def merged_alone(place: Path) -> dict[str, bytes]:
     """What `slow` makes, by the method that it is a slow form of, in one piece; but for the recipe."""
     adapters = [place / "for_base" / f"adapter{number}" for number in range(2)]
     alone = write_recipe(place, adapters, "task_arithmetic", base_model="base", output={"kind": "model"})
-    return weights(run(alone, place / "alone", overwrite=True).path)
+    return weights(run(alone, place / "model_alone", overwrite=True).path)
 
 
 def weights(folder: Path) -> dict[str, bytes]:

@@ -83,11 +83,13 @@ def test_a_killed_worker_costs_time_and_nothing_else(victim: str, place: Path) -
 def test_what_was_stopped_is_gone_on_with(place: Path) -> None:
     process = batch(place)
     until(lambda: at_work(process, place) != [], process)
-    for _ in range(2):
-        process.terminate()
-    code, out, _ = finish(process)
-    assert (code, json.loads(out)["counts"]["stopped"]) == (143, 1)
+    process.terminate()
+    until(lambda: any(event["event"] == "draining" for event in events(place)), process)
+    process.terminate()
+    until(lambda: any(event["event"] == "stopping" for event in events(place)), process)
     (place / "go").touch()
+    code, out, _ = finish(process, 60)
+    assert (code, json.loads(out)["counts"]["stopped"]) == (143, 1)
     code, out, _ = finish(batch(place))
     assert (code, json.loads(out)["counts"]["done"]) == (0, 1)
     receipt = json.loads((place / "merged" / "slow" / "rmkit.json").read_text())

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import time
+from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,13 @@ from typing import Any
 import pytest
 
 from robustmerge_kit import digests
+from robustmerge_kit.batch import local
 from robustmerge_kit.batch.claim import Claimed, claim, claim_file
 from robustmerge_kit.batch.faults import is_transient
-from robustmerge_kit.batch.local import check_device, in_flight, pick_devices, with_overhead
+from robustmerge_kit.batch.local import Limits, LocalEngine, check_device, in_flight, pick_devices, with_overhead
 from robustmerge_kit.batch.machine import _of_group, available_memory
+from robustmerge_kit.batch.tasks import Job, Task
+from robustmerge_kit.batch.worker import Held, Ready
 from robustmerge_kit.errors import InputError, OutputError, RecipeError, Several, UsageError
 
 # --- claims -----------------------------------------------------------------------------------------------------------------
@@ -221,6 +225,45 @@ def test_devices(case: tuple[str, int]) -> None:
             pick_devices(*case)
     else:
         assert pick_devices(*case) == expected
+
+
+class Cradle:
+    """A nursery whose workers are there at once, and do nothing."""
+
+    pid = 0
+
+    def __init__(self, log: Path) -> None:
+        self.workers: list[Connection] = []
+
+    def start(self, log: Path) -> Connection:
+        ours, theirs = multiprocessing.Pipe()
+        theirs.send(Ready(os.getpid(), Held(0, 0), (1 << 34, 1 << 34, 1 << 34)))
+        self.workers.append(theirs)
+        return ours
+
+
+@pytest.mark.parametrize(
+    ("device", "workers", "devices"),
+    [
+        ("cuda", None, "cuda:0 cuda:1 cuda:2"),
+        ("cuda:0,cuda:2", None, "cuda:0 cuda:2"),
+        ("cuda", 1, "cuda:0"),
+        ("cpu", None, "cpu"),
+    ],
+)
+def test_a_merge_alone_is_helped_on_the_other_gpus(
+    device: str, workers: int | None, devices: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "Nursery", Cradle)
+    engine = LocalEngine(Limits(8 << 30, workers, device, cores=4), 1, tmp_path)
+    engine.wait(1)
+    assert engine.offer(Task(0, "merge", Job("job", "recipe")), 1000)
+    for number in range(1, 9):
+        engine.offer(Task(number, "help", Job("job", "recipe")), 1000)
+        engine.wait(0.05)
+    cradle = engine._nursery
+    assert isinstance(cradle, Cradle)
+    assert [worker.recv().share.device for worker in cradle.workers if worker.poll()] == devices.split()
 
 
 @pytest.mark.parametrize("wanted", ["gpu", "cuda:", "cuda:0,cpu", "cuda:0,", "mps"])

@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 import torch
 from small_adapters import content, run, sites, write_adapter, write_adapters, write_recipe
+from small_bases import tensors, write_base
 
+from robustmerge_kit import checkpoint, shards
+from robustmerge_kit.adapters import read as peft
 from robustmerge_kit.batch.claim import claim, claim_file
 from robustmerge_kit.batch.tasks import Checked, Failure, Job, Merged, Task
 from robustmerge_kit.batch.work import carry_out
@@ -161,6 +164,29 @@ def test_variables(tmp_path: Path) -> None:
     bad = carry_out(Task(0, "check", Job("job", str(recipe), settings={"sead": "7"})))
     assert isinstance(bad, Failure)
     assert "no variable 'sead'" in bad.reason
+
+
+def test_headers_are_read_once_for_many_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_base(tmp_path / "base", tensors(), shards=3)
+    adapters = write_adapters(tmp_path, 2)
+    read: list[str] = []
+
+    def noted(real: Any) -> Any:
+        return lambda path: (read.append(str(path.relative_to(tmp_path))), real(path))[1]
+
+    for module, name in ((shards, "_open"), (checkpoint, "_parse_index"), (peft, "read_json")):
+        monkeypatch.setattr(module, name, noted(getattr(module, name)))
+    time.sleep(0.15)
+    for method in ("linear", "ties", "svd"):
+        keys = {"rank": 2} if method == "svd" else {}
+        recipe = write_recipe(tmp_path, adapters, method, base_model="base", output={**BASE, **keys})
+        checked = carry_out(task(recipe, "check"))
+        assert isinstance(checked, Checked), checked
+        assert checked.parts == 3
+    configs = [f"adapter{number}/adapter_config.json" for number in range(2)]
+    weights = [f"adapter{number}/adapter_model.safetensors" for number in range(2)]
+    base = [f"base/model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
+    assert sorted(read) == sorted([*configs, *weights, *base, "base/model.safetensors.index.json"])
 
 
 def test_folded_models(tmp_path: Path) -> None:

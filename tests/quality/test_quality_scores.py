@@ -50,7 +50,7 @@ def rows(tmp_path: Path) -> list[Any]:
 
 
 def test_macro_f1_counts_every_class_alike() -> None:
-    from quality.scores import macro_f1
+    from quality.measure import macro_f1
 
     labels = torch.tensor([0, 0, 0, 1])
     assert macro_f1(torch.tensor([0, 0, 0, 0]), labels) == pytest.approx((6 / 7 + 0) / 2)
@@ -124,8 +124,8 @@ def test_nothing_evaluated_is_said(tmp_path: Path) -> None:
 
 
 def test_figures_that_order_settings_as_accuracy_does_have_correlation_1(tmp_path: Path) -> None:
+    from quality.correlation import correlations
     from quality.ledger import FIRST, Ledger
-    from quality.ranking import correlations
     from quality.scores import Score
     from quality.settings import Row, Setting
 

@@ -82,7 +82,7 @@ def test_image_tasks_number_their_classes_from_0_and_change_their_images() -> No
 
 def test_no_two_tasks_share_their_seeds() -> None:
     from quality.images import CUTS, DIGITS
-    from quality.tasks import SEEN
+    from quality.task_names import SEEN
     from quality.train import number
     from quality.train_order import MULTITASK
 

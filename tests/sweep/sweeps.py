@@ -48,7 +48,10 @@ def killed_at(moment: int, arguments: list[str], output: str) -> None:
     import optuna
     from optuna.storages import RDBStorage
 
+    from robustmerge_kit.report import pictures
+
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    pictures.can_draw = lambda: False
     seen = [0]
 
     def tick() -> None:

@@ -345,7 +345,7 @@ SWEEPS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(SWEEPS, st.booleans())
 def test_junk_in_the_right_places_never_raises_anything_else(sweep: dict[str, Any], overridden: bool) -> None:
     whole = {"evaluate": "diagnostics", "trials": 2} | sweep

@@ -5,8 +5,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,13 +13,14 @@ import pytest
 
 pytest.importorskip("optuna")
 
-from children import end, start
+from children import command, end, start
 from command_line import Call
 from small_adapters import content, write_adapters
 from small_bases import tensors, write_base
 from sweeps import killed_at, scores, write_sweep
 
 from robustmerge_kit.recipe import load_recipe
+from robustmerge_kit.report import pictures
 
 COMMAND = "{python} -I score.py {out}"
 
@@ -38,7 +37,9 @@ print(config["r"] - abs(params["gain"] - 1))
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to be in. Pictures cost more than a sweep of these adapters: those tests that look at one ask for it."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pictures, "can_draw", lambda: False)
     (tmp_path / "score.py").write_text(SCORE)
     return tmp_path
 
@@ -86,12 +87,12 @@ def test_a_function_scores_as_the_command_does(call: Call, place: Path) -> None:
         "import json\ndef score(folder, params):\n"
         "    return json.loads((folder / 'adapter_config.json').read_text())['r'] - abs(params['gain'] - 1)\n"
     )
-    by_command = swept(call, write_sweep(place, "c", evaluate={"command": COMMAND}, trials=4))
-    by_function = swept(call, write_sweep(place, "f", evaluate={"python": "own.py:score"}, trials=4))
+    by_command = swept(call, write_sweep(place, "c", evaluate={"command": COMMAND}, trials=3))
+    by_function = swept(call, write_sweep(place, "f", evaluate={"python": "own.py:score"}, trials=3))
     assert scores(by_command) == scores(by_function)
 
 
-@pytest.mark.parametrize("sampler", ["grid", "random"])
+@pytest.mark.parametrize("sampler", [pytest.param("grid", marks=pytest.mark.slow), "random"])
 def test_trials_side_by_side_find_the_same(sampler: str, call: Call, place: Path) -> None:
     search = {"merge_method": ["ties", "linear"], "density": {"low": 0.2, "high": 0.8, "step": 0.3}, "gain": [0.5, 1.0]}
     keys: dict[str, Any] = {"search": search, "sampler": sampler, "trials": None if sampler == "grid" else 5}
@@ -136,7 +137,7 @@ def test_patience_ends_it(call: Call, place: Path) -> None:
 
 
 def test_less_is_better_where_the_recipe_says_so(call: Call, place: Path) -> None:
-    document = swept(call, write_sweep(place, direction="minimize", trials=4))
+    document = swept(call, write_sweep(place, direction="minimize", trials=3))
     assert document["best"]["score"] == min(trial["score"] for trial in document["trials"])
 
 
@@ -157,8 +158,9 @@ def test_models_are_folded(call: Call, place: Path) -> None:
 # --- pictures -------------------------------------------------------------------------------------------------------------
 
 
-def test_the_picture(call: Call, place: Path) -> None:
+def test_the_picture(call: Call, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
+    monkeypatch.setattr(pictures, "can_draw", lambda: True)
     recipe = write_sweep(place, trials=4)
     assert Path(swept(call, recipe)["plot"]).read_bytes().startswith(b"\x89PNG")
     assert swept(call, recipe, "--plot", "p.svg")["plot"] == "p.svg"
@@ -216,7 +218,7 @@ def test_without_optuna_the_way_to_get_it_is_told(call: Call, place: Path, monke
 
 
 def test_somebody_elses_best_recipe_is_not_replaced(call: Call, place: Path) -> None:
-    recipe = write_sweep(place, trials=2)
+    recipe = write_sweep(place, trials=1)
     (place / "r.best.yaml").write_text("mine")
     answer = call("sweep", recipe)
     assert answer.code == 5
@@ -227,17 +229,17 @@ def test_somebody_elses_best_recipe_is_not_replaced(call: Call, place: Path) -> 
 
 
 def test_a_changed_recipe_or_input_is_another_sweep(call: Call, place: Path) -> None:
-    swept(call, write_sweep(place, trials=2))
-    assert len(swept(call, write_sweep(place, trials=3, patience=9))["trials"]) == 3
-    answer = call("sweep", write_sweep(place, trials=3, recipe={"seed": 4}))
+    swept(call, write_sweep(place, trials=1))
+    assert len(swept(call, write_sweep(place, trials=2, patience=9))["trials"]) == 2
+    answer = call("sweep", write_sweep(place, trials=2, recipe={"seed": 4}))
     assert answer.code == 5
     assert "holds the trials of another sweep: the recipe differs" in answer.err
     shutil.rmtree(place / "inputs")
     write_adapters(place / "inputs", 3, r=3)
-    recipe = write_sweep(place, trials=3)
+    recipe = write_sweep(place, trials=2)
     assert "the adapters' files differs" in call("sweep", recipe).err
     found = swept(call, recipe, "--restart")
-    assert (len(found["trials"]), load_recipe(place / "r.best.yaml").seed) == (3, 0)
+    assert (len(found["trials"]), load_recipe(place / "r.best.yaml").seed) == (2, 0)
 
 
 def test_one_study_is_one_sweeps_at_a_time(call: Call, place: Path) -> None:
@@ -266,8 +268,11 @@ def killed_until_done(place: Path, arguments: list[str], moments: list[int]) -> 
 
 @pytest.mark.parametrize(
     ("evaluate", "moments"),
-    [("diagnostics", [0, 3, 9, 12, 21, 22, 29]), ({"python": "own.py:score"}, [2, 16, 25])],
-    ids=["diagnostics", "function"],
+    [
+        pytest.param({"python": "own.py:score"}, [9, 22], id="twice"),
+        pytest.param({"python": "own.py:score"}, [2, 16, 25], id="function", marks=pytest.mark.slow),
+        pytest.param("diagnostics", [0, 3, 9, 12, 21, 22, 29], id="diagnostics", marks=pytest.mark.slow),
+    ],
 )
 def test_a_sweep_that_is_killed_again_and_again_equals_one_that_was_not(
     evaluate: Any, moments: list[int], call: Call, place: Path
@@ -287,19 +292,14 @@ def test_a_sweep_that_is_killed_again_and_again_equals_one_that_was_not(
     ]
 
 
-def begin(place: Path, recipe: Path) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-m", "robustmerge_kit", "sweep", str(recipe)],
-        cwd=place,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, -9, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_within_a_trial_leaves_what_was_done(number: int, code: int, call: Call, place: Path) -> None:
     (place / "slow.py").write_text(
         "import os, sys, time\nfrom pathlib import Path\n"
@@ -308,15 +308,17 @@ def test_a_signal_within_a_trial_leaves_what_was_done(number: int, code: int, ca
         "print(len(os.environ['RMKIT_PARAMS']))\n"
     )
     recipe = write_sweep(place, evaluate={"command": "{python} slow.py {out}"}, trials=4, sampler="random")
-    process = begin(place, recipe)
+    process = start(command, ["sweep", str(recipe)], str(place / "said"))
     for _ in range(1200):
         if (place / "reached").exists() and (place / "reached").read_text():
             break
-        assert process.poll() is None, process.communicate()
+        assert process.exitcode is None, (place / "said").read_text()
         time.sleep(0.05)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == code, (out, err)
+    assert process.pid is not None
+    os.kill(process.pid, number)
+    found = end(process, 60)
+    err = (place / "said").read_text()
+    assert found == code, err
     evaluation = int((place / "reached").read_text())
     if number == signal.SIGKILL:
         os.kill(evaluation, signal.SIGKILL)

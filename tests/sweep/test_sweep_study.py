@@ -40,7 +40,7 @@ def course(path: Path, given: Recipe, stop: int | None = None) -> list[Trial]:
     return study.trials()
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random"])
+@pytest.mark.parametrize("sampler", ["tpe", pytest.param("random", marks=pytest.mark.slow)])
 def test_an_interrupted_study_goes_on_as_if_it_had_not_been(sampler: str, tmp_path: Path) -> None:
     given = recipe(sampler=sampler)
     whole = course(tmp_path / "whole.db", given)
@@ -56,6 +56,7 @@ def test_the_seed_decides(tmp_path: Path) -> None:
     assert drawn[0] == drawn[1] != drawn[2]
 
 
+@pytest.mark.slow
 def test_tpe_learns_and_random_does_not(tmp_path: Path) -> None:
     search = {"gain": {"low": -10.0, "high": 10.0}, "output.rank": [4]}
     late = {
