@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 
@@ -121,8 +122,12 @@ def grid_table(summary: Summary, row: Row) -> str:
 
 def correlation_table(found: Sequence[Correlation]) -> str:
     """How the data-free figures order the settings, against validation accuracy."""
-    body = [[each.figure, f"{each.all:+.2f}", f"{each.robust:+.2f}", f"{each.others:+.2f}"] for each in found]
+    body = [[each.figure, *map(_rho, (each.all, each.robust, each.others))] for each in found]
     return table(("figure", "all settings", "RobustMerge's", "all others"), body)
+
+
+def _rho(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:+.2f}"
 
 
 def initial_words(summary: Summary) -> Mapping[str, str]:

@@ -21,6 +21,7 @@ from sweeps import killed_at, scores, write_sweep
 
 from robustmerge_kit.recipe import load_recipe
 from robustmerge_kit.report import pictures
+from robustmerge_kit.sweep import plot
 
 COMMAND = "{python} -I score.py {out}"
 
@@ -39,7 +40,8 @@ print(config["r"] - abs(params["gain"] - 1))
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder to be in. Pictures cost more than a sweep of these adapters: those tests that look at one ask for it."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pictures, "can_draw", lambda: False)
+    for module in (pictures, plot):
+        monkeypatch.setattr(module, "can_draw", lambda: False)
     (tmp_path / "score.py").write_text(SCORE)
     return tmp_path
 
@@ -160,7 +162,8 @@ def test_models_are_folded(call: Call, place: Path) -> None:
 
 def test_the_picture(call: Call, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr(pictures, "can_draw", lambda: True)
+    for module in (pictures, plot):
+        monkeypatch.setattr(module, "can_draw", lambda: True)
     recipe = write_sweep(place, trials=4)
     assert Path(swept(call, recipe)["plot"]).read_bytes().startswith(b"\x89PNG")
     assert swept(call, recipe, "--plot", "p.svg")["plot"] == "p.svg"
