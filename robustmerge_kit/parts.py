@@ -33,7 +33,6 @@ from .output import (
     write_around,
 )
 from .plan import Plan, divide
-from .resources import keep_to_arenas
 from .sources import FileDigest
 
 POLL = 0.1
@@ -41,8 +40,6 @@ POLL = 0.1
 LAST_JOB = 60.0
 """Seconds that helpers may take to end their jobs after the leader has given up."""
 _NAME = ".rmkit-parts"
-_BESIDE = 2
-"""Pools of memory for threads that do not compute. Every part has threads of its own, which must not each grow another pool."""
 
 Took = Callable[[Sequence[str]], None]
 """Called with the files of every part that this process begins with."""
@@ -135,7 +132,6 @@ def lead(folding: Folding, took: Took | None) -> Written:
     except OutputError:
         return folding.write()
     session = secrets.token_hex(8)
-    keep_to_arenas(folding.resources.workers + _BESIDE)
     with ThreadPoolExecutor(1, "rmkit-parts") as finisher, _announced(folding, session, len(parts)):
         crew = _Crew(folding, parts, session, took, finisher)
         while True:
@@ -175,7 +171,6 @@ def help_with(folding: Folding, took: Took = lambda names: None) -> tuple[str, .
                 raise _Over
         folding.observe(name, sites, nbytes)
 
-    keep_to_arenas(folding.resources.workers + _BESIDE)
     with ThreadPoolExecutor(1, "rmkit-parts") as finisher:
         crew = _Crew(replace(folding, observe=observe), parts, session, took, finisher)
         with contextlib.suppress(_Over):

@@ -13,7 +13,7 @@ from .errors import UsageError
 DEFAULT_MEMORY = 512_000_000
 """Bytes in flight when nobody says otherwise."""
 
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,6 @@ def tune_process() -> None:
     if hasattr(libc, "mallopt"):
         for option, value in ((_M_MMAP_THRESHOLD, 32 << 20), (_M_TRIM_THRESHOLD, 256 << 20), (_M_TOP_PAD, 16 << 20)):
             libc.mallopt(option, value)
-
-
-def keep_to_arenas(count: int) -> None:
-    """Let threads share so many pools of the allocator, each of which keeps what the largest step needed in it; for good."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(_M_ARENA_MAX, count)
 
 
 def pick_devices(wanted: str) -> tuple[str, ...]:

@@ -116,13 +116,17 @@ class LocalEngine:
         given = 0
         if merging:
             left = self.limits.memory - self._fixed()
-            given = max(min(left // len(self._seats), USUAL_SHARE), with_overhead(needs))
+            if with_overhead(needs) + task.apart > left:
+                if task.kind == "help":
+                    return False
+                task = replace(task, shared=False)
+            given = max(min(left // len(self._seats), USUAL_SHARE + task.apart), with_overhead(needs) + task.apart)
             if given > left - sum(seat.given for seat in self._seats) and any(seat.given for seat in self._seats):
                 return False
         seat = free[0]
         seat.task, seat.given = task, given
         with contextlib.suppress(OSError):  # it has just died; `wait` tells
-            seat.connection.send(replace(task, share=self._share(seat.number, given)))
+            seat.connection.send(replace(task, share=self._share(seat.number, given - task.apart)))
         return True
 
     def wait(self, seconds: float) -> list[Happening]:

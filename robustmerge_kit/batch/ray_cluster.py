@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,13 +79,17 @@ class RayEngine:
         if len(self._running) >= (self._jobs or (self._gpus if self._gpu else self._cpus)):
             return False
         merging = task.kind != "check"
+        if merging and max(with_overhead(needs), LEAST_SHARE) + task.apart > self._node_memory - IDLE_BYTES:
+            if task.kind == "help":
+                return False
+            task = replace(task, shared=False)
         equal = self._node_memory // max(1, self._node_cpus) - IDLE_BYTES
-        given = max(min(equal, USUAL_SHARE), with_overhead(needs), LEAST_SHARE) if merging else 0
+        given = max(min(equal, USUAL_SHARE + task.apart), max(with_overhead(needs), LEAST_SHARE) + task.apart) if merging else 0
         on_gpu = self._gpu and merging
         options: dict[str, Any] = {"num_cpus": 1, "memory": given + IDLE_BYTES, "max_retries": 0}
         if on_gpu:
             options["num_gpus"] = 1
-        share = Share(1, in_flight(given), "cuda:0" if on_gpu else "cpu")
+        share = Share(1, in_flight(given - task.apart), "cuda:0" if on_gpu else "cpu")
         reference = self._remote.options(**options).remote(task, share)
         self._running[reference] = task
         return True
@@ -148,8 +153,6 @@ def _import_ray() -> Any:
 
 def _carry_out(task: Task, share: Share) -> Result:
     """Runs on a node."""
-    from dataclasses import replace
-
     import torch
 
     from .work import carry_out

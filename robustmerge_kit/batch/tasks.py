@@ -57,6 +57,11 @@ class Task:
     digests: Path | None = None
     folder: Path | None = None
 
+    @property
+    def apart(self) -> int:
+        """Bytes to leave free: threads that come and go with the parts of a merge each leave the allocator something to keep."""
+        return 128 << 20 if self.shared and self.kind != "check" else 0
+
 
 @dataclass(frozen=True)
 class Checked:

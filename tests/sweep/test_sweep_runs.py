@@ -164,7 +164,7 @@ def test_the_picture(call: Call, place: Path, monkeypatch: pytest.MonkeyPatch) -
     pytest.importorskip("matplotlib")
     for module in (pictures, plot):
         monkeypatch.setattr(module, "can_draw", lambda: True)
-    recipe = write_sweep(place, trials=4)
+    recipe = write_sweep(place, trials=2)
     assert Path(swept(call, recipe)["plot"]).read_bytes().startswith(b"\x89PNG")
     assert swept(call, recipe, "--plot", "p.svg")["plot"] == "p.svg"
     text = (place / "p.svg").read_text()
@@ -187,10 +187,14 @@ def test_other_commands_know_a_sweep(call: Call, place: Path) -> None:
     assert answer.code == 2
     assert "r holds a sweep, which is many merges\nhint: `rmkit sweep` runs it" in answer.err
     assert not (place / "out").exists()
-    assert call("batch", recipe, "--quiet").code == 1
-    assert not list(place.glob("*-merged"))
     assert call("validate", recipe, "--quiet").code == 0
     assert call("plan", recipe, "--quiet").code == 0
+
+
+@pytest.mark.slow
+def test_a_batch_knows_a_sweep(call: Call, place: Path) -> None:
+    assert call("batch", write_sweep(place), "--quiet").code == 1
+    assert not list(place.glob("*-merged"))
 
 
 def test_a_recipe_without_a_sweep(call: Call, place: Path) -> None:

@@ -44,7 +44,7 @@ def course(path: Path, given: Recipe, stop: int | None = None) -> list[Trial]:
 def test_an_interrupted_study_goes_on_as_if_it_had_not_been(sampler: str, tmp_path: Path) -> None:
     given = recipe(sampler=sampler)
     whole = course(tmp_path / "whole.db", given)
-    for stop in (0, 5, 5, 9):
+    for stop in (0, 5, 9):
         course(tmp_path / "parts.db", given, stop)
     assert course(tmp_path / "parts.db", given) == whole
     assert [trial.number for trial in whole] == list(range(12))
@@ -52,7 +52,7 @@ def test_an_interrupted_study_goes_on_as_if_it_had_not_been(sampler: str, tmp_pa
 
 
 def test_the_seed_decides(tmp_path: Path) -> None:
-    drawn = [[t.params for t in course(tmp_path / f"{i}.db", recipe(seed=seed, trials=5))] for i, seed in enumerate((0, 0, 1))]
+    drawn = [[t.params for t in course(tmp_path / f"{i}.db", recipe(seed=seed, trials=3))] for i, seed in enumerate((0, 0, 1))]
     assert drawn[0] == drawn[1] != drawn[2]
 
 
@@ -70,11 +70,11 @@ def test_tpe_learns_and_random_does_not(tmp_path: Path) -> None:
 
 
 def test_more_trials_go_on_after_those_that_are_there(tmp_path: Path) -> None:
-    few = course(tmp_path / "s.db", recipe(trials=5))
-    more = course(tmp_path / "s.db", recipe(trials=9))
-    assert more[:5] == few
-    assert more == course(tmp_path / "whole.db", recipe(trials=9))
-    assert course(tmp_path / "s.db", recipe(trials=3)) == more
+    few = course(tmp_path / "s.db", recipe(trials=3))
+    more = course(tmp_path / "s.db", recipe(trials=6))
+    assert more[:3] == few
+    assert more == course(tmp_path / "whole.db", recipe(trials=6))
+    assert course(tmp_path / "s.db", recipe(trials=2)) == more
 
 
 def test_values_keep_their_types(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_values_keep_their_types(tmp_path: Path) -> None:
         "density": {"low": 0.1, "high": 0.7, "step": 0.2},
         "gain": [[0.5, 1.0], 2],
     }
-    trials = course_of(tmp_path / "s.db", recipe(search, sampler="random", trials=30))
+    trials = course_of(tmp_path / "s.db", recipe(search, sampler="random", trials=16))
     assert {type(t.params["normalize"]) for t in trials} == {bool}
     assert {type(t.params["output.rank"]) for t in trials} == {int}
     assert {t.params["density"] for t in trials} == {0.1, 0.3, 0.5, 0.7}
