@@ -59,7 +59,7 @@ class Task:
 
     @property
     def apart(self) -> int:
-        """Bytes to leave free: threads that come and go with the parts of a merge each leave the allocator something to keep."""
+        """Bytes to leave free: the allocator keeps something for threads, which come and go with the parts of a merge."""
         return 128 << 20 if self.shared and self.kind != "check" else 0
 
 
