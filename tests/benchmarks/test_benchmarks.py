@@ -156,6 +156,7 @@ def test_the_analysis_benchmark_runs_on_a_small_case(tmp_path: Path) -> None:
     assert "| robustmerge |" in results.read_text()
 
 
+@pytest.mark.slow
 def test_the_fold_benchmark_runs_on_a_small_case_with_optimal_rounding(tmp_path: Path) -> None:
     results = tmp_path / "RESULTS.md"
     command = [sys.executable, "fold.py", "--small", "--rounds", "1", "--scratch", str(tmp_path), "--results", str(results)]

@@ -26,6 +26,7 @@ dtype: float32
 """
 
 
+@pytest.mark.slow
 def test_mergekit_yaml_writes_the_merged_model(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = llama(tie_word_embeddings=False)
