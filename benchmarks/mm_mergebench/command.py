@@ -7,10 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from robustmerge_kit.errors import RmkitError, Several, UsageError, raise_all
+from robustmerge_kit.errors import RmkitError, UsageError, raise_all
 from robustmerge_kit.resources import pick_device
 
 from .candidates import INDIVIDUAL, PAPER, RELEASED, Candidate, plan_merges, read, read_released, single_candidates
+from .failures import guarded
 from .questions import Question, read_questions
 from .scores import save_scores
 from .table import SCORES, tables
@@ -45,11 +46,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command; returns the exit code, which is rmkit's for the same kind of failure."""
     options = parser().parse_args(arguments)
     try:
-        return run(options)
-    except RmkitError as error:
-        for part in error.errors if isinstance(error, Several) else (error,):
-            print(f"error: {part}", file=sys.stderr)
-        return error.exit_code
+        return guarded(lambda: run(options))
     except KeyboardInterrupt:
         print("interrupted; the same command goes on with what has been answered", file=sys.stderr)
         return 130

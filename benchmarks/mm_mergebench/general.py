@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from robustmerge_kit.errors import InputError, RmkitError, UsageError
+from robustmerge_kit.errors import InputError, UsageError
 from robustmerge_kit.output import staged
 
 from .candidates import read
+from .failures import guarded
 from .table import GENERAL
 
 TASKS = {
@@ -45,11 +46,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> int:
     """Run the command; returns the exit code, which is rmkit's for the same kind of failure, or lmms-eval's own."""
     options = parser().parse_args(arguments)
-    try:
-        return run(options)
-    except RmkitError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    return guarded(lambda: run(options))
 
 
 def run(options: argparse.Namespace) -> int:
