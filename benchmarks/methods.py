@@ -282,7 +282,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--small", action="store_true", help="tiny adapters: does the benchmark itself work?")
     given = parser.parse_args()
-    square_case = Case(layers=2, hidden=64, inner=96) if given.small else Case(layers=2)
+    square_case = Case(layers=2, hidden=64, inner=96) if given.small else Case(layers=6)
     wide_case = Case(layers=2, hidden=48, inner=96) if given.small else Case(layers=2, hidden=2048, inner=5632)
     load = os.getloadavg()[0]
     tune_process()

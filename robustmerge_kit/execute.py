@@ -249,16 +249,16 @@ class _Runner:
         retained = finished.retained.reshape(-1).tolist()
         b = finished.factors.b.reshape(len(group), step.model.d_out, step.width)
         a = finished.factors.a.reshape(len(group), step.width, step.model.d_in)
-        return [self._round(site, LowRank(b[i], a[i]), retained[i]) for i, site in enumerate(group)]
+        return [self._round(site, LowRank(b[i], a[i]), retained[i], finished.orthogonal) for i, site in enumerate(group)]
 
     def _merge_nothing(self, site: LoadedSite) -> _Merged:
         step = site.step
         b, a = torch.zeros(step.model.d_out, step.width), torch.zeros(step.width, step.model.d_in)
-        return self._round(site, LowRank(b, a), 1.0)
+        return self._round(site, LowRank(b, a), 1.0, orthogonal=True)
 
-    def _round(self, site: LoadedSite, exact: LowRank, retained: float) -> _Merged:
+    def _round(self, site: LoadedSite, exact: LowRank, retained: float, orthogonal: bool) -> _Merged:
         rounded = LowRank(exact.b.to(self.dtype), exact.a.to(self.dtype))
-        measured = measure_rounding(exact, rounded)
+        measured = measure_rounding(exact, rounded, orthogonal)
         if not math.isfinite(measured.norm2 + measured.error2):
             raise PlanError(
                 f"the result does not fit into {self.plan.dtype}",

@@ -20,7 +20,7 @@ Its square times 2^-53 bounds how far the basis is from orthonormal: 1e-7, the r
 class Basis:
     """Q (..., d, k) with orthonormal columns, in `dtype`: the columns themselves, or vectors they span times a small matrix.
 
-    A product with few columns is taken through the small matrix first, which spares the d x k x k product that makes Q.
+    A product with no more columns than Q is taken through the small matrix first, which spares the product that makes Q.
 
     Shapes: vectors (..., d, m), mix (..., m, k) float64 or None for the identity.
     """
@@ -64,7 +64,7 @@ class Basis:
 
     def __matmul__(self, x: Float[torch.Tensor, "*batch k j"]) -> Float[torch.Tensor, "*batch d j"]:
         """Q x in `dtype`."""
-        if self.mix is None or 2 * x.shape[-1] > self.mix.shape[-1]:
+        if self.mix is None or x.shape[-1] > self.mix.shape[-1]:
             return self.full @ x.to(self.dtype)
         # Few rows times a wide matrix is several times as fast as a tall matrix times few columns.
         return ((self.mix @ x.to(self.mix)).mT.contiguous() @ self.vectors.mT).mT.to(self.dtype)

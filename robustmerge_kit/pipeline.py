@@ -18,6 +18,9 @@ from .method import Coefficient, Elementwise, Equivariant, Factor
 from .plan import SiteStep
 from .spaces import Dense, Surveyed
 
+LARGE = 1024
+"""Rows and columns from which rounding is measured term by term where terms are orthogonal."""
+
 ROUNDING = 1e-9
 """Share of a dense delta's energy that is taken for rounding, not for directions."""
 
@@ -43,11 +46,14 @@ class MergedSite:
 class Finished:
     """A merged site at its final rank, before rounding to the output dtype.
 
+    orthogonal: the columns of B are orthogonal to each other, and so are the rows of A.
+
     Shapes: factors as LowRank; retained (...,) share of the squared norm that truncation kept, 1 where nothing was cut.
     """
 
     factors: LowRank
     retained: Float[torch.Tensor, "*batch"]
+    orthogonal: bool
 
 
 class PreparedSite:
@@ -170,12 +176,13 @@ def finish(merged: MergedSite, step: SiteStep, draws: KeyedDraws) -> Finished:
     """Truncate to the step's rank by the best approximation, then pad with zeros to the rank it is written with."""
     delta = merged.delta
     if isinstance(delta, LowRank) and (step.cut is None or step.cut >= delta.rank):
-        return Finished(pad(delta, step.width), merged.retained)
+        return Finished(pad(delta, step.width), merged.retained, orthogonal=False)
     kept = step.full_rank if step.cut is None else step.cut
     spectral, held = _decompose(delta, kept, draws)
     energy = spectral.s.double().square()
     share = _share(energy[..., :kept].sum(-1), energy.sum(-1))
-    return Finished(pad(spectral.cut(min(kept, step.width)), step.width), merged.retained.to(share) * held * share)
+    factors = pad(spectral.cut(min(kept, step.width)), step.width)
+    return Finished(factors, merged.retained.to(share) * held * share, orthogonal=True)
 
 
 def _share(part: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
@@ -217,16 +224,20 @@ class Rounding:
     error2: float
 
 
-def measure_rounding(exact: LowRank, rounded: LowRank) -> Rounding:
+def measure_rounding(exact: LowRank, rounded: LowRank, orthogonal: bool) -> Rounding:
     """||B A||^2 and ||B A - B' A'||^2, from products of size rank x rank.
 
-    The error is taken as (B - B') A + B' (A - A'), which does not cancel.
+    The error is taken as (B - B') A + B' (A - A'), which does not cancel. Of large `orthogonal` factors it is the sum over the
+    terms b_j a_j, which are then orthogonal up to the rounding of their entries: the products left out are a share of
+    1/min(d_out, d_in), with either sign.
 
     Shapes: both (d_out, k) and (k, d_in), no batch axis.
     """
     b, a = exact.b.float(), exact.a.float()
     if rounded.b.dtype == exact.b.dtype:
         return Rounding(float(((b.mT @ b).double() * (a @ a.mT).double()).sum()), 0.0)
+    if orthogonal and min(b.shape[0], a.shape[1]) >= LARGE:
+        return _rounding_of_terms(LowRank(b, a), rounded)
     k = a.shape[0]
     left, right = b.new_empty(b.shape[0], 2 * k), a.new_empty(2 * k, a.shape[1])
     left[:, k:], right[k:] = rounded.b, rounded.a
@@ -238,3 +249,15 @@ def measure_rounding(exact: LowRank, rounded: LowRank) -> Rounding:
     b2 = left2[:k, :k] + left2[:k, k:] + left2[k:, :k] + left2[k:, k:]
     norm2, error2 = torch.stack(((b2 * right2[:k, :k]).sum(), (left2 * right2).sum())).tolist()
     return Rounding(norm2, max(error2, 0.0))
+
+
+def _rounding_of_terms(exact: LowRank, rounded: LowRank) -> Rounding:
+    b, a = rounded.b.float(), rounded.a.float()
+    lost_b, lost_a = exact.b - b, exact.a - a
+    of_b = [(x * y).sum(0).double() for x, y in ((exact.b, exact.b), (b, b), (lost_b, lost_b), (lost_b, b))]
+    of_a = [(x * y).sum(1).double() for x, y in ((exact.a, exact.a), (lost_a, lost_a), (lost_a, exact.a))]
+    whole_b, kept2_b, lost2_b, along_b = of_b
+    whole_a, lost2_a, along_a = of_a
+    error2 = lost2_b * whole_a + kept2_b * lost2_a + 2 * along_b * along_a
+    norm2, error = torch.stack(((whole_b * whole_a).sum(), error2.sum())).tolist()
+    return Rounding(norm2, max(error, 0.0))
