@@ -63,6 +63,7 @@ test-slow: $(VENV)/developing
 bench: $(VENV)/developing
 	$(BIN)/python benchmarks/adapter_merge.py
 	$(BIN)/python benchmarks/methods.py
+	$(BIN)/python benchmarks/method_memory.py
 	$(BIN)/python benchmarks/analyze.py
 	$(BIN)/python benchmarks/fold.py --peers
 	$(BIN)/python benchmarks/batch.py

@@ -64,3 +64,21 @@ def test_results_that_disagree_end_the_benchmark() -> None:
     assert distance("x", one, Other(1.0, None)) == ""
     with pytest.raises(SystemExit, match="disagree"):
         distance("x", one, Other(1.0, one * 2))
+
+
+@pytest.mark.slow
+def test_memory_of_every_method_is_listed(tmp_path: Path) -> None:
+    results = tmp_path / "RESULTS.md"
+    options = ["--small", "--scratch", str(tmp_path), "--results", str(results)]
+    command = [sys.executable, "method_memory.py", *options]
+    done = subprocess.run(command, cwd=BENCHMARKS, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in results.read_text().splitlines() if line.startswith("| ")
+    ]
+    assert {method.name for method in BUILTIN} == {row[0] for row in rows[2:]}
+    for row in rows[2:]:
+        small, large = float(row[2]), float(row[3])
+        assert small > 50, "torch alone takes more"
+        assert row[6] == ("met" if large <= 1.1 * small else "missed") or abs(large / small - 1.1) < 0.01
+    assert [path.name for path in tmp_path.iterdir()] == ["RESULTS.md"]
