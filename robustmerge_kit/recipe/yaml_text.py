@@ -122,7 +122,7 @@ def read_yaml(text: str, label: str, number: int = 0) -> Document:
         before = text[: error.position]
         position = f"{label}:{before.count(chr(10)) + 1}:{len(before) - before.rfind(chr(10))}"
         raise RecipeError(f"not valid YAML: the character {chr(error.character)!r} is not allowed", where=position) from error
-    except YAMLError as error:
+    except (YAMLError, AssertionError) as error:  # of a version it does not know the parser asserts that it is known
         raise RecipeError(f"not valid YAML: {error}", where=label) from error
     if reader.root is None:
         raise RecipeError("the recipe is empty", where=label, hint="`rmkit init ADAPTER...` writes a first one")

@@ -76,6 +76,8 @@ def test_every_key_and_value_has_its_position() -> None:
 REFUSED = [
     ("a: 1\nb: 2\na: 3", "r:3:1: the key 'a' is given twice, first at line 1\nhint: delete one of them"),
     ("a: {b: 1, b: 2}", "r:1:11: the key 'b' is given twice, first at line 1\nhint: delete one of them"),
+    ("%YAML 1.3\n---\na: 1", "r: not valid YAML: version minor part can only be 2 or 1, got (1, 3)"),
+    ("a: 1\n...\n%YAML 1.3\n---\nb: 2", "r: not valid YAML: version minor part can only be 2 or 1, got (1, 3)"),
     ("a: 1\n---\nb: 2", "r:2:1: a second document starts here\nhint: one file holds one recipe; split it at ---"),
     (
         "a: !!python/object:os.system x",
