@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 import xxhash
 
+from . import native
 from .adapters import check_values
 from .base_weight import relative_to_base
 from .deltas import SiteDelta, delta_of
@@ -292,15 +293,10 @@ class _Folder:
         checksum, error2 = xxhash.xxh3_64(), 0.0
         for place in self.fold.places[step.site]:
             for first, rows in _tiles(place):
-                tile, rounded = self._tile(delta, place, first, rows, device)
+                tile = self._tile(delta, place, first, rows, device)
+                rounded, lost = self._round(tile, getattr(torch, self.specs[place.tensor].dtype))
                 self._store(place.tensor, place.first + first * place.cols, rounded, checksum)
-                if rounded.dtype != tile.dtype:
-                    # Torch subtracts tensors of two dtypes at a third of the speed of a conversion and a subtraction.
-                    off = self._scratch("rounding", tile.numel(), tile.dtype, device).copy_(rounded.view(-1))
-                    off -= tile.view(-1)
-                    error2 += float(torch.dot(off, off))
-                elif not torch.isfinite(rounded.sum()):
-                    error2 = math.inf
+                error2 += lost
         return _Written(checksum.hexdigest(), delta.norm2 if delta else 0.0, error2), retained
 
     def _refuse_infinite(self, step: SiteStep) -> None:
@@ -315,9 +311,8 @@ class _Folder:
             hint="set output.dtype: float32 or bfloat16, or lower gain and weights",
         )
 
-    def _tile(
-        self, delta: SiteDelta | None, place: Place, first: int, rows: int, device: torch.device
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _tile(self, delta: SiteDelta | None, place: Place, first: int, rows: int, device: torch.device) -> torch.Tensor:
+        """Rows of a place, before rounding."""
         ref = self._base(place.tensor)
         assert ref is not None
         start = place.first + first * place.cols
@@ -329,9 +324,20 @@ class _Folder:
         tile = self._scratch("tile", stored.numel(), exact, device).view(rows, place.cols).copy_(stored)
         if delta is not None:
             delta.add_to(tile, place, first)
-        if dtype == exact:
-            return tile, tile
-        return tile, self._scratch("rounded", tile.numel(), dtype, device).view(rows, place.cols).copy_(tile)
+        return tile
+
+    def _round(self, tile: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, float]:
+        """A tile in the dtype it is written in, and the squared norm of what that changed; not finite where a result is not."""
+        if tile.dtype == dtype:
+            return tile, 0.0 if torch.isfinite(tile.sum()) else math.inf
+        rounded = self._scratch("rounded", tile.numel(), dtype, tile.device).view(tile.shape)
+        if native.fits(tile) and native.fits(rounded):
+            return rounded, native.round_into(tile, rounded)
+        rounded.copy_(tile)
+        # Torch subtracts tensors of two dtypes at a third of the speed of a conversion and a subtraction.
+        off = self._scratch("rounding", tile.numel(), tile.dtype, tile.device).copy_(rounded.view(-1))
+        off -= tile.view(-1)
+        return rounded, float(torch.dot(off, off))
 
     def _scratch(self, use: str, numel: int, dtype: torch.dtype, device: torch.device | None = None) -> torch.Tensor:
         """Room that this worker takes up for the same use again and again: fresh memory costs a page fault per page."""

@@ -25,22 +25,34 @@ def find_zeros(named: Sequence[tuple[str, torch.Tensor]]) -> list[bool]:
 
     Raises: InputError with the number of such values.
     """
+    from .. import native
+
+    looked_at = {i: tensor for i, (_, tensor) in enumerate(named) if tensor.numel() and tensor.is_floating_point()}
+    natively = {i: tensor for i, tensor in looked_at.items() if native.fits(tensor)}
+    others = {i: tensor for i, tensor in looked_at.items() if i not in natively}
+    found = dict(zip(natively, native.scan(list(natively.values())), strict=True))
+    found |= zip(others, _scan(list(others.values())), strict=True)
+    zeros = [False] * len(named)
+    for i in looked_at:
+        finite, zeros[i] = found[i]
+        if not finite:
+            raise _not_finite(*named[i])
+    return zeros
+
+
+def _scan(tensors: Sequence[torch.Tensor]) -> list[tuple[bool, bool]]:
+    """Of each tensor: (all values are finite, all values are zero)."""
     import torch
 
-    looked_at = [i for i, (_, tensor) in enumerate(named) if tensor.numel() and tensor.is_floating_point()]
-    zeros = [False] * len(named)
-    if not looked_at:
-        return zeros
-    bounds = [bound for i in looked_at for bound in torch.aminmax(named[i][1])]
+    if not tensors:
+        return []
+    bounds = [bound for tensor in tensors for bound in torch.aminmax(tensor)]
     if len({bound.dtype for bound in bounds}) > 1:
         bounds = [bound.double() for bound in bounds]
     # One transfer for all tensors: each would cost a turn of the interpreter, or of the GPU.
     values: list[float] = torch.stack(bounds).tolist()
-    for i, low, high in zip(looked_at, values[::2], values[1::2], strict=True):
-        if not (math.isfinite(low) and math.isfinite(high)):
-            raise _not_finite(*named[i])
-        zeros[i] = low == 0 == high
-    return zeros
+    pairs = zip(values[::2], values[1::2], strict=True)
+    return [(math.isfinite(low) and math.isfinite(high), low == 0 == high) for low, high in pairs]
 
 
 def _not_finite(where: str, tensor: torch.Tensor) -> InputError:

@@ -31,15 +31,15 @@ Source: arXiv 2502.17159 (NeurIPS 2025), Eq. 2 to 5; AuroraZengfh/RobustMerge 12
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
-import numpy as np
 import torch
 from pydantic import Field, model_validator
 
 from ..factors import FactorStack, LowRank
 from ..method import Draws, Factor, Params
+from ..pruning import Loss, Pruning, prune
 
 Density = Annotated[float, Field(gt=0, le=1)]
 
@@ -74,129 +74,82 @@ def merge_robust(stack: FactorStack, params: RobustMerge, draws: Draws) -> LowRa
     scores = _scores(stack, params, draws)
     a_axis = {"inter": -1, "A": -2, "A+B": -2}.get(params.scaling)
     b_axis = {"B": -1, "A+B": -1}.get(params.scaling)
-    a_merged, a_losses = _Collected(params.variant, -2, apart=a_axis == -2), list[_Loss]()
-    for kept, loss in _prune_each(stack.a, stack.dtype, params, a_axis, scores and scores.a):
-        a_merged.add(kept)
-        a_losses.append(loss)
+    a = _Collected(stack.a, params.variant == "paper", -2, stack.dtype, apart=a_axis == -2)
+    a_losses = a.prune(params, a_axis, scores and scores.a)
     columns = _coefficients(stack) * params.gain
     if params.scaling in ("inter", "none"):
         columns = columns * _scales(a_losses, params)
-    b_merged, b_losses = _Collected(params.variant, -1, apart=b_axis is not None), list[_Loss]()
-    b_pruned = _prune_each(stack.b, stack.dtype, params, b_axis, scores and scores.b)
-    for column, (kept, loss) in zip(columns[..., None, :].unbind(-3), b_pruned, strict=True):
-        b_merged.add(kept, column[..., : kept.shape[-1]] if kept.shape[-1] < column.shape[-1] else column)
-        b_losses.append(loss)
+    b = _Collected(stack.b, params.variant == "paper", -1, stack.dtype, apart=b_axis is not None)
+    b_losses = b.prune(params, b_axis, scores and scores.b, columns[..., None, :].unbind(-3))
     if a_axis == -2:
-        a_merged.scale(_scales(a_losses, params)[..., None, :].unbind(-3))
+        a.scale(_scales(a_losses, params)[..., None, :].unbind(-3))
     if b_axis is not None:
-        b_merged.scale(_scales(b_losses, params)[..., None].unbind(-3))
-    a = a_merged.result()
-    return LowRank(b=b_merged.result(), a=a * params.gain if params.variant == "official" else a)
+        b.scale(_scales(b_losses, params)[..., None].unbind(-3))
+    merged_a = a.result()
+    return LowRank(b=b.result(), a=merged_a * params.gain if params.variant == "official" else merged_a)
 
 
 class _Collected:
     """What the adapters' factors become: joined along the rank axis for `paper`, else added index by index.
 
-    apart: parts are kept apart until the end, because `scale` will be called.
+    The shorter of two factors that are added counts as padded with zeros. apart: they are kept side by side until the end,
+    because `scale` will be called.
     """
 
-    def __init__(self, variant: str, axis: int, apart: bool) -> None:
-        self._joins = variant == "paper"
-        self._apart = self._joins or apart
+    def __init__(self, factors: Sequence[torch.Tensor], joins: bool, axis: int, dtype: torch.dtype, apart: bool) -> None:
+        self._factors = factors
+        self._dtype = dtype
         self._axis = axis
-        self._parts: list[torch.Tensor] = []
-
-    def add(self, values: torch.Tensor, scale: torch.Tensor | None = None) -> None:
-        """Take the next adapter's factor, times `scale`; the values are copied."""
-        if self._apart or not self._parts:
-            self._parts.append(values.clone() if scale is None else values * scale)
+        sizes = [x.shape[axis] for x in factors]
+        if joins or apart:
+            self._held = self._zeros(sum(sizes))
+            self._places = self._held.split(sizes, axis)
         else:
-            self._parts[0] = _add(self._parts[0], values, scale, self._axis)
+            self._held = self._zeros(max(sizes))
+            self._places = [self._held.narrow(axis, 0, size) for size in sizes]
+        self._adds_up = apart and not joins
+
+    def _zeros(self, size: int) -> torch.Tensor:
+        shape = list(self._factors[0].shape)
+        shape[self._axis] = size
+        return self._factors[0].new_zeros(shape, dtype=self._dtype)
+
+    def prune(
+        self,
+        params: RobustMerge,
+        axis: int | None,
+        scores: Sequence[torch.Tensor] | None,
+        scales: Sequence[torch.Tensor] | None = None,
+    ) -> list[Loss]:
+        """Take every adapter's factor, pruned, times the scales of its columns; what it lost along an axis.
+
+        B is pruned without its coefficient: a factor common to all entries cannot move the mask.
+        """
+        each: list[Pruning] = []
+        for t, (x, density) in enumerate(zip(self._factors, params.each("density", len(self._factors)), strict=True)):
+            k = int(x.shape[-2] * x.shape[-1] * (1 - density)) if params.prune else 0
+            scale = None if scales is None else scales[t][..., : x.shape[-1]]
+            each.append(Pruning(x, k, self._places[t], scale, None if scores is None else scores[t]))
+        return prune(each, axis)
 
     def scale(self, scales: Sequence[torch.Tensor]) -> None:
         """Multiply every adapter's factor by its own scale."""
-        self._parts = [part * scale for part, scale in zip(self._parts, scales, strict=True)]
+        for place, scale in zip(self._places, scales, strict=True):
+            place *= scale
 
     def result(self) -> torch.Tensor:
         """The merged factor."""
-        if self._joins:
-            return torch.cat(self._parts, dim=self._axis)
-        total = self._parts[0]
-        for part in self._parts[1:]:
-            total = _add(total, part, None, self._axis)
-        return total
+        if not self._adds_up:
+            return self._held
+        return _add_up(self._places, self._axis)
 
 
-def _add(total: torch.Tensor, values: torch.Tensor, scale: torch.Tensor | None, axis: int) -> torch.Tensor:
-    """Add values * scale to total, in place where lengths along `axis` allow; the shorter one counts as padded with zeros."""
-    missing = values.shape[axis] - total.shape[axis]
-    if missing > 0:
-        total = torch.nn.functional.pad(total, (0, missing) if axis == -1 else (0, 0, 0, missing))
-    part = total if missing == 0 else total.narrow(axis, 0, values.shape[axis])
-    if scale is None:
-        part.add_(values)
-    else:
-        part.addcmul_(values, scale)
+def _add_up(parts: Sequence[torch.Tensor], axis: int) -> torch.Tensor:
+    """The sum of parts along an axis; the shorter ones count as padded with zeros."""
+    total = torch.zeros_like(max(parts, key=lambda part: part.shape[axis]))
+    for part in parts:
+        total.narrow(axis, 0, part.shape[axis]).add_(part)
     return total
-
-
-class _Loss(NamedTuple):
-    """Sums of magnitudes along an axis, before pruning and after it; (..., size). Ones where no axis is looked along."""
-
-    full: torch.Tensor
-    rest: torch.Tensor
-
-
-def _prune_each(
-    factors: Sequence[torch.Tensor],
-    dtype: torch.dtype,
-    params: RobustMerge,
-    axis: int | None,
-    scores: list[torch.Tensor] | None,
-) -> Iterator[tuple[torch.Tensor, _Loss]]:
-    """Prune one factor after the other; each result is valid until the next one is asked for.
-
-    B is pruned without its coefficient: a factor common to all entries cannot move the mask.
-    """
-    scratch = _Scratch(factors[0], dtype)
-    for t, (x, density) in enumerate(zip(factors, params.each("density", len(factors)), strict=True)):
-        if scratch.values.shape != x.shape:
-            scratch = _Scratch(x, dtype)
-        values = scratch.values.copy_(x)
-        magnitudes = torch.abs(values, out=scratch.magnitudes)
-        full = scratch.ones if axis is None else magnitudes.sum(axis)
-        k = int(x.shape[-2] * x.shape[-1] * (1 - density)) if params.prune else 0
-        if k == 0:
-            yield values, _Loss(full, full)
-            continue
-        if scores is None:
-            scratch.keep_largest(k)
-        else:
-            threshold = scores[t].flatten(-2).kthvalue(k, dim=-1).values
-            values *= scores[t] >= threshold[..., None, None]
-        yield values, _Loss(full, full if axis is None else torch.abs(values, out=magnitudes).sum(axis))
-
-
-class _Scratch:
-    """Two buffers that all factors of one shape pass through, so that they stay in the processor's caches."""
-
-    def __init__(self, like: torch.Tensor, dtype: torch.dtype) -> None:
-        self.values = torch.empty(like.shape, dtype=dtype, device=like.device)
-        self.magnitudes = torch.empty_like(self.values)
-        self.ones = self.values.new_ones(like.shape[:-1])
-        self._flat = self.magnitudes.view(-1).numpy() if like.ndim == 2 and like.device.type == "cpu" else None
-
-    def keep_largest(self, k: int) -> None:
-        """Zero the values below the k-th smallest magnitude, in place; the magnitudes are used up."""
-        if self._flat is None:
-            threshold = self.magnitudes.flatten(-2).kthvalue(k, dim=-1).values
-            self.values *= self.values.abs() >= threshold[..., None, None]
-            return
-        # Magnitudes sort like the integers of their bits, for which NumPy has the fastest selection.
-        self._flat.view(f"i{self._flat.itemsize}").partition(k - 1)
-        # One pass instead of a mask: hardshrink zeroes what is not greater than its bound, the float below the threshold.
-        bound = np.nextafter(self._flat[k - 1], self._flat.dtype.type(0))
-        torch.hardshrink(self.values, float(bound), out=self.values)
 
 
 class _Scores(NamedTuple):
@@ -222,10 +175,7 @@ def _scores(stack: FactorStack, params: RobustMerge, draws: Draws) -> _Scores | 
 
 def _agreement(parts: Sequence[torch.Tensor], axis: int) -> list[torch.Tensor]:
     """A score that puts entries of the sum's sign before all others, larger magnitudes first within both groups."""
-    total = _Collected("sum", axis, apart=False)
-    for part in parts:
-        total.add(part)
-    signs = total.result().sign()
+    signs = _add_up(parts, axis).sign()
     scores: list[torch.Tensor] = []
     for x in parts:
         sign = signs.narrow(axis, 0, x.shape[axis])
@@ -244,7 +194,7 @@ def _coefficients(stack: FactorStack) -> torch.Tensor:
     return torch.stack(each, -1)[..., None]
 
 
-def _scales(losses: Sequence[_Loss], params: RobustMerge) -> torch.Tensor:
+def _scales(losses: Sequence[Loss], params: RobustMerge) -> torch.Tensor:
     """S_t of all adapters, clamped, and normalised over the adapters that have the index; 0 where one lacks it.
 
     An index that pruning emptied counts as unpruned.

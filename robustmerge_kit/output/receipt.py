@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
+from .. import __version__, native
 from ..checkpoint import Checkpoint
 from ..conflict import Conflict
 from ..disclosure import publishable
@@ -106,6 +106,7 @@ def versions() -> dict[str, Any]:
             "torch": torch.__version__,
             "numpy": numpy.__version__,
             "platform": f"{platform.system()} {platform.machine()}",
+            "kernels": "native" if native.available() else "torch",
         },
     }
 

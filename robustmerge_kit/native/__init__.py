@@ -1,0 +1,119 @@
+"""Loops in C over the entries of one factor, where the package was built with them; torch does the same in several passes.
+
+Every function takes contiguous CPU tensors of one of `dtypes()` and lets other threads run meanwhile. Whoever calls asks
+`fits` first and has another way. Sums are taken in a fixed order and in double precision between blocks.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+_NOT_FINITE, _NOT_ZERO = 1, 2
+
+
+class _Values(ctypes.Structure):
+    _fields_ = (("x", ctypes.c_void_p), ("n", ctypes.c_int64), ("dtype", ctypes.c_int32), ("found", ctypes.c_int32))
+
+
+class _Pruning(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("x", "scale", "out", "full", "rest")),
+        *((name, ctypes.c_int64) for name in ("rows", "cols", "k", "stride")),
+        *((name, ctypes.c_int32) for name in ("dtype", "add")),
+    )
+
+
+@cache
+def dtypes() -> dict[torch.dtype, int]:
+    """The dtypes the kernels read, and what they call them."""
+    return {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+def available() -> bool:
+    """Whether the kernels were built and can be loaded; the environment variable RMKIT_NATIVE=0 forbids them."""
+    return _library() is not None
+
+
+def fits(x: torch.Tensor) -> bool:
+    """Whether the kernels can read this tensor."""
+    return x.dtype in dtypes() and x.device.type == "cpu" and x.is_contiguous() and available()
+
+
+def scan(tensors: Sequence[torch.Tensor]) -> list[tuple[bool, bool]]:
+    """Of each tensor: (all values are finite, all values are zero)."""
+    if not tensors:
+        return []
+    codes = dtypes()
+    each = (_Values * len(tensors))(*[(x.data_ptr(), x.numel(), codes[x.dtype], 0) for x in tensors])
+    _loaded().rmkit_scan(each, len(tensors))
+    return [(not one.found & _NOT_FINITE, not one.found & _NOT_ZERO) for one in each]
+
+
+class Pruning(NamedTuple):
+    """One factor whose entries below its k-th smallest magnitude are left out, none for k = 0; the values must be finite.
+
+    out: takes what is left, or, for `add`, has it added. scale: multiplies the columns. sums: have the sums of magnitudes along
+    every row added, before and after.
+
+    Shapes: x (rows, cols); out (rows, cols) float32, a view whose rows are contiguous; scale (cols,) float32; sums (2, rows)
+    float64.
+    """
+
+    x: torch.Tensor
+    k: int
+    out: torch.Tensor
+    add: bool
+    scale: torch.Tensor | None = None
+    sums: torch.Tensor | None = None
+
+
+def prune(each: Sequence[Pruning]) -> None:
+    """Prune factors one after the other."""
+    codes, jobs = dtypes(), (_Pruning * len(each))()
+    for job, one in zip(jobs, each, strict=True):
+        job.x, job.out, job.k, job.dtype, job.add = one.x.data_ptr(), one.out.data_ptr(), one.k, codes[one.x.dtype], one.add
+        job.rows, job.cols = one.x.shape
+        job.stride = one.out.stride(0)
+        if one.scale is not None:
+            job.scale = one.scale.data_ptr()
+        if one.sums is not None:
+            job.full = one.sums.data_ptr()
+            job.rest = job.full + 8 * job.rows
+    if _loaded().rmkit_prune(jobs, len(each)):
+        raise MemoryError
+
+
+def round_into(x: torch.Tensor, out: torch.Tensor) -> float:
+    """Round x to the dtype of `out`, bfloat16 or float16; the squared norm of what that changes, infinite or NaN on overflow.
+
+    Shapes: x float32 and out contiguous, of one size.
+    """
+    return _loaded().rmkit_round(x.data_ptr(), dtypes()[out.dtype], x.numel(), out.data_ptr())
+
+
+def _loaded() -> ctypes.CDLL:
+    library = _library()
+    assert library is not None
+    return library
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    if os.environ.get("RMKIT_NATIVE") == "0":
+        return None
+    try:
+        library = ctypes.CDLL(str(Path(__file__).with_name("kernels.so")))
+    except OSError:
+        return None
+    pointer, size, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    library.rmkit_scan.argtypes, library.rmkit_scan.restype = [pointer, size], None
+    library.rmkit_round.argtypes, library.rmkit_round.restype = [pointer, flag, size, pointer], ctypes.c_double
+    library.rmkit_prune.argtypes = [pointer, size]
+    return library

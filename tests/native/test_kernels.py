@@ -1,0 +1,127 @@
+"""The compiled loops against float64 arithmetic, one entry at a time; skipped where the package was built without them."""
+
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from robustmerge_kit import native
+
+pytestmark = pytest.mark.skipif(not native.available(), reason="built without native kernels")
+
+DTYPES = sorted(native.dtypes(), key=str)
+HALVES = [torch.bfloat16, torch.float16]
+
+
+def sample(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0, ties: bool = False) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(shape, generator=generator, dtype=torch.float64) * 10.0 ** torch.randint(-4, 2, shape, generator=generator)
+    return (x.round() if ties else x).to(dtype)
+
+
+def naive_prune(x: torch.Tensor, k: int) -> torch.Tensor:
+    x = x.double()
+    bound = sorted(x.abs().flatten().tolist())[k - 1] if k else 0.0
+    return torch.where(x.abs() >= bound, x, 0.0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (16, 300), (16, 1025), (700, 16), (301, 3), (2, 513), (5, 256), (4, 257)])
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.8, 1.0])
+@pytest.mark.parametrize("ties", [False, True])
+def test_prune_keeps_adds_scales_and_sums(dtype: torch.dtype, shape: tuple[int, int], share: float, ties: bool) -> None:
+    x = sample(shape, dtype, ties=ties)
+    k = int(x.numel() * share)
+    kept = naive_prune(x, k)
+    scale = sample((shape[1],), torch.float32, seed=1)
+    wide = sample((shape[0], shape[1] + 5), torch.float32, seed=2)
+    for add in (False, True):
+        for factor in (None, scale):
+            # Sums are added to what is there, as the output is.
+            sums = torch.full((2, shape[0]), 3.0, dtype=torch.float64)
+            held = wide.clone()
+            native.prune([native.Pruning(x, k, held[:, 2:-3], add, factor, sums)])
+            expected = kept * (1 if factor is None else factor.double()) + (wide[:, 2:-3].double() if add else 0)
+            torch.testing.assert_close(held[:, 2:-3].double(), expected, rtol=1e-6, atol=1e-6)
+            assert torch.equal(held[:, :2], wide[:, :2])
+            assert torch.equal(held[:, -3:], wide[:, -3:])
+            torch.testing.assert_close(sums[0] - 3, x.double().abs().sum(1), rtol=1e-6, atol=1e-12)
+            torch.testing.assert_close(sums[1] - 3, kept.abs().sum(1), rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_threshold_is_exact_at_every_rank(dtype: torch.dtype) -> None:
+    """Among them values that differ in the last bit only, subnormal ones, zeros and the largest there is."""
+    step = torch.finfo(dtype).eps
+    x = torch.tensor([0, -0.0, 1, -1, 1 + step, -1 - step, 1 + 2 * step, torch.finfo(dtype).max, -3e-7, 6e-8, 0.5, 1e-3, 1e-3])
+    x = x.to(dtype).view(1, -1)
+    for k in range(x.numel() + 1):
+        out = torch.full(x.shape, 7.0)
+        native.prune([native.Pruning(x, k, out, add=False)])
+        assert torch.equal(out.double(), naive_prune(x, k)), k
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_scan_finds_single_values(dtype: torch.dtype) -> None:
+    for n in (1, 15, 512, 513, 2000):
+        x = torch.zeros(n, dtype=dtype)
+        x[n // 2] = -0.0
+        assert native.scan([x]) == [(True, True)]
+        for place in (0, n // 2, n - 1):
+            for value in (math.nan, -math.inf, torch.finfo(dtype).max):
+                x = torch.zeros(n, dtype=dtype)
+                x[place] = value
+                assert native.scan([x]) == [(math.isfinite(value), False)]
+            x[place] = torch.finfo(dtype).smallest_normal
+            assert native.scan([x]) == [(True, False)]
+    assert native.scan([torch.zeros(0, dtype=dtype)]) == [(True, True)]
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_rounding_equals_torch_bit_for_bit(dtype: torch.dtype) -> None:
+    """Every number of the dtype, what lies halfway between neighbours, next to halfway, and any other bits."""
+    every = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype).float()
+    finite = every[every.isfinite()].sort().values
+    halfway = ((finite[1:].double() + finite[:-1].double()) / 2).float()
+    generator = torch.Generator().manual_seed(0)
+    anything = torch.randint(-(2**31), 2**31, (100_003,), generator=generator).to(torch.int32).view(torch.float32)
+    zero = torch.zeros(())
+    largest = torch.tensor([65519.99, 65520.0, 3.4e38, -3.4e38])
+    x = torch.cat([every, halfway, torch.nextafter(halfway, zero), torch.nextafter(halfway, 2 * halfway), anything, largest])
+    out = torch.empty(x.numel(), dtype=dtype)
+    native.round_into(x, out)
+    expected = x.to(dtype)
+    numbers = ~expected.isnan()
+    assert torch.equal(out.isnan(), ~numbers)
+    assert torch.equal(out[numbers].view(torch.int16), expected[numbers].view(torch.int16))
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_rounding_measures_what_it_changes(dtype: torch.dtype) -> None:
+    for n in (1, 9, 512, 5003):
+        x = sample((n,), torch.float32, seed=n)
+        out = torch.empty(n, dtype=dtype)
+        error2 = native.round_into(x, out)
+        assert error2 == pytest.approx(float((out.double() - x.double()).square().sum()), rel=1e-5, abs=1e-30)
+    x[17] = 3.4e38
+    assert not math.isfinite(native.round_into(x, torch.empty(n, dtype=dtype)))
+
+
+def test_tensors_that_do_not_fit_are_declined() -> None:
+    x = torch.zeros(4, 6)
+    assert native.fits(x)
+    assert not native.fits(x.T)
+    assert not native.fits(x.double())
+    assert not native.fits(x.to(torch.int32))
+    assert not native.fits(x.to("meta"))
+
+
+def test_the_environment_can_forbid_them() -> None:
+    code = "from robustmerge_kit import native; print(native.available())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "RMKIT_NATIVE": "0"}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"
