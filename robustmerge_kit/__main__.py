@@ -1,5 +1,5 @@
 """`python -m robustmerge_kit` is `rmkit`."""
 
-from .cli import main
+from .cli import process
 
-main()
+process()

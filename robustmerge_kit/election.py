@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from pydantic import Field
 
+from . import native
 from .factors import Weights
 from .method import Draws, Of, Stats, Whole
 
@@ -66,7 +67,25 @@ def trim(x: Float[torch.Tensor, "*batch n rows cols"], stats: Stats, draws: Draw
     """
     if "least" not in stats:
         return x
+    bounds = _bounds(x, stats["least"].to(x.dtype), stats.get("last"), draws) if _suits(x) else None
+    if bounds is not None:
+        return native.trim(x, bounds.expand(x.shape[0]).contiguous())
     return x * within(x.abs(), stats["least"], stats.get("last"), draws)
+
+
+def _suits(x: torch.Tensor) -> bool:
+    return x.ndim == 3 and x.dtype == torch.float32 and native.fits(x)
+
+
+def _bounds(x: torch.Tensor, least: torch.Tensor, last: torch.Tensor | None, draws: Draws) -> torch.Tensor | None:
+    """The least magnitude that stays in this block, per adapter; None where some equals of one stay and others do not."""
+    if last is None:
+        return least
+    rows, cols = x.shape[-2:]
+    first = draws.first_entry(cols)
+    if bool(((first <= last) & (last < first + rows * cols - 1)).any()):
+        return None
+    return torch.where(last < first, torch.nextafter(least, torch.full_like(least, torch.inf)), least)
 
 
 def within(
@@ -116,6 +135,8 @@ def merge_elected(
     Shapes: (..., n, rows, cols) -> (..., rows, cols).
     Differs: mergekit divides by the signed sum of weights, which flips or explodes with negative ones.
     """
+    if _suits(x):
+        return native.elect(x, torch.tensor(weights.each, dtype=x.dtype).abs() if normalize else None)
     sign = elect(x)
     agreeing = (x * sign[..., None, :, :]).relu_()
     total = agreeing.sum(-3) * sign

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from . import native
 from .method import Draws, Of, Order
 from .select import from_pattern, ordered_pattern
 
@@ -94,15 +95,15 @@ class Streamed:
         for block in self.blocks():
             lanes = block.lanes(of)
             for place, lane in lanes:
-                pattern = ordered_pattern(lane, signed)
                 if not counts.numel():
-                    integer = pattern.dtype
+                    integer = torch.int64 if lane.dtype == torch.float64 else torch.int32
                     counts = torch.zeros(
                         (*lane.shape[:-1], self._width(block, lanes), _BINS), dtype=torch.int64, device=lane.device
                     )
                 for at in _indices(lane.shape[:-1]):
-                    digits = _digits(pattern[at], level, None if prefix is None else int(prefix[*at, place]))
-                    _add_counts(counts[*at, place], digits)
+                    _add_counts(
+                        counts[*at, place], lane[at], signed, level, None if prefix is None else int(prefix[*at, place])
+                    )
         return counts, integer
 
     def _width(self, block: Block, lanes: Sequence[tuple[int, torch.Tensor]]) -> int:
@@ -164,6 +165,21 @@ class _Search:
         return Order(from_pattern(self.prefix.to(integer)), self.position - self.rank, self.equal)
 
 
+def _add_counts(counts: torch.Tensor, values: torch.Tensor, signed: bool, level: int, prefix: int | None) -> None:
+    """Count the 16-bit digits at `level` of the patterns that begin with `prefix`."""
+    if values.dtype == torch.float32 and native.fits(values):
+        native.count(values, signed, level, prefix or 0, counts)
+        return
+    digits = _digits(ordered_pattern(values, signed), level, prefix)
+    if digits.numel() < _BINS // 4:
+        counts.scatter_add_(0, digits.long(), torch.ones_like(digits, dtype=torch.int64))
+        return
+    # Magnitudes of one block span few of the bins.
+    low = int(digits.min())
+    part = torch.bincount(digits - low)
+    counts[low : low + len(part)] += part
+
+
 def _digits(pattern: torch.Tensor, level: int, prefix: int | None) -> torch.Tensor:
     """The 16-bit digit at `level` of the patterns that begin with `prefix`."""
     shift = torch.iinfo(pattern.dtype).bits - DIGIT * (level + 1)
@@ -178,16 +194,6 @@ def _digits(pattern: torch.Tensor, level: int, prefix: int | None) -> torch.Tens
     else:
         pattern = pattern[(pattern >= low) & (pattern <= high)]
     return (pattern >> shift) & (_BINS - 1)
-
-
-def _add_counts(counts: torch.Tensor, digits: torch.Tensor) -> None:
-    if digits.numel() < _BINS // 4:
-        counts.scatter_add_(0, digits.long(), torch.ones_like(digits, dtype=torch.int64))
-        return
-    # Magnitudes of one block span few of the bins.
-    low = int(digits.min())
-    part = torch.bincount(digits - low)
-    counts[low : low + len(part)] += part
 
 
 def _select(pattern: torch.Tensor, position: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

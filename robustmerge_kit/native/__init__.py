@@ -90,6 +90,41 @@ def prune(each: Sequence[Pruning]) -> None:
         raise MemoryError
 
 
+def count(x: torch.Tensor, signed: bool, level: int, prefix: int, counts: torch.Tensor) -> None:
+    """Add to `counts` how often each 16-bit digit occurs in the patterns of `select.ordered_pattern`.
+
+    signed: False leaves the signs out. level: 0 counts the upper digits, from -32768 on; 1 the lower ones of patterns whose
+    upper digit is `prefix`.
+
+    Shapes: x float32, counts (65536,) int64.
+    """
+    _loaded().rmkit_count(x.data_ptr(), x.numel(), signed, level, prefix, counts.data_ptr())
+
+
+def trim(x: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
+    """The entries of every lane whose magnitude is at least its bound, else 0.
+
+    Shapes: x (n, ...) float32, bounds (n,) float32 -> that of x.
+    """
+    out = torch.empty_like(x)
+    _loaded().rmkit_trim(x.data_ptr(), x.shape[0], x[0].numel(), bounds.data_ptr(), out.data_ptr())
+    return out
+
+
+def elect(x: torch.Tensor, sizes: torch.Tensor | None) -> torch.Tensor:
+    """Entry by entry the sum of the lanes whose sign is that of the sum of all, + where it is 0.
+
+    sizes: divide by the sum of those of the lanes added, 1 where it is 0.
+
+    Shapes: x (n, ...) float32, sizes (n,) float32 -> (...).
+    """
+    out = torch.empty_like(x[0])
+    mass = None if sizes is None else sizes.data_ptr()
+    if _loaded().rmkit_elect(x.data_ptr(), x.shape[0], out.numel(), mass, out.data_ptr()):
+        raise MemoryError
+    return out
+
+
 def round_into(x: torch.Tensor, out: torch.Tensor) -> float:
     """Round x to the dtype of `out`, bfloat16 or float16; the squared norm of what that changes, infinite or NaN on overflow.
 
@@ -115,5 +150,8 @@ def _library() -> ctypes.CDLL | None:
     pointer, size, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     library.rmkit_scan.argtypes, library.rmkit_scan.restype = [pointer, size], None
     library.rmkit_round.argtypes, library.rmkit_round.restype = [pointer, flag, size, pointer], ctypes.c_double
+    library.rmkit_count.argtypes, library.rmkit_count.restype = [pointer, size, flag, flag, ctypes.c_int32, pointer], None
+    library.rmkit_trim.argtypes, library.rmkit_trim.restype = [pointer, size, size, pointer, pointer], None
+    library.rmkit_elect.argtypes = [pointer, size, size, pointer, pointer]
     library.rmkit_prune.argtypes = [pointer, size]
     return library

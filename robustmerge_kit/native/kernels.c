@@ -233,6 +233,91 @@ WIDE int rmkit_prune(const struct pruning *each, int64_t count) {
     return 0;
 }
 
+/* --- Counting digits ------------------------------------------------------------------------------------------------- */
+
+/* An integer that sorts like the value and is equal where it is equal, -0 and 0 too; `is_signed` 0: the sign is left out. */
+INLINE int32_t pattern_of(float value, int is_signed) {
+    if (!is_signed) return (int32_t)(bits_of(value) & 0x7fffffff);
+    int32_t bits = (int32_t)bits_of(value + 0.0f);
+    return bits < 0 ? bits ^ 0x7fffffff : bits;
+}
+
+INLINE void count_low(const float *x, int64_t n, int is_signed, int32_t prefix, int64_t *counts) {
+    for (int64_t start = 0; start < n; start += 2 * LANES) {
+        int64_t size = n - start < 2 * LANES ? n - start : 2 * LANES;
+        int32_t any = 0;
+        if (size == 2 * LANES)
+            for (int i = 0; i < 2 * LANES; i++) any |= (pattern_of(x[start + i], is_signed) >> 16) == prefix;
+        else
+            any = 1;
+        for (int64_t i = start; any && i < start + size; i++) {
+            int32_t pattern = pattern_of(x[i], is_signed);
+            if (pattern >> 16 == prefix) counts[pattern & 0xffff]++;
+        }
+    }
+}
+
+/* How often each 16-bit digit occurs in the patterns: level 0 counts the upper ones, from -32768 on; level 1 the lower ones
+ * of patterns whose upper one is `prefix`. counts: 65536 numbers that are added to.
+ */
+WIDE void rmkit_count(const float *x, int64_t n, int is_signed, int level, int32_t prefix, int64_t *counts) {
+    if (level == 1)
+        is_signed ? count_low(x, n, 1, prefix, counts) : count_low(x, n, 0, prefix, counts);
+    else if (is_signed)
+        for (int64_t i = 0; i < n; i++) counts[(pattern_of(x[i], 1) >> 16) + BINS]++;
+    else
+        for (int64_t i = 0; i < n; i++) counts[(pattern_of(x[i], 0) >> 16) + BINS]++;
+}
+
+/* --- Trimming and electing a sign ------------------------------------------------------------------------------------ */
+
+/* The entries of n lanes of m values that are at least as large as the bound of their lane, else 0. */
+WIDE void rmkit_trim(const float *x, int64_t n, int64_t m, const float *bounds, float *restrict out) {
+    for (int64_t t = 0; t < n; t++) put(x + t * m, m, bounds[t], NULL, out + t * m, 0);
+}
+
+INLINE lanes_t lanes_at(const float *x) {
+    lanes_t values;
+    memcpy(&values, x, sizeof values);
+    return values;
+}
+
+/* LANES entries of n lanes. */
+INLINE lanes_t elected(const float *x, int64_t n, int64_t m, const float *sizes) {
+    const lanes_t zero = {0}, one = zero + 1.0f;
+    lanes_t sum = zero, total = zero, mass = zero;
+    for (int64_t t = 0; t < n; t++) sum += lanes_at(x + t * m);
+    bits_t negative = (sum < zero) & (int32_t)0x80000000;
+    for (int64_t t = 0; t < n; t++) {
+        lanes_t value = (lanes_t)((bits_t)lanes_at(x + t * m) ^ negative);
+        bits_t agrees = value > zero;
+        total += (lanes_t)((bits_t)value & agrees);
+        if (sizes) mass += (lanes_t)((bits_t)(zero + sizes[t]) & agrees);
+    }
+    bits_t some = mass > zero;
+    mass = (lanes_t)(((bits_t)mass & some) | ((bits_t)one & ~some));
+    return (lanes_t)((bits_t)total ^ negative) / mass;
+}
+
+/* Of n lanes of m values, entry by entry: the sum of those whose sign is that of the sum over all, + where it is 0; divided
+ * by the sum of their sizes, 1 where it is 0, unless sizes is NULL.
+ */
+WIDE int rmkit_elect(const float *x, int64_t n, int64_t m, const float *sizes, float *restrict out) {
+    int64_t whole = m - m % LANES, left = m - whole;
+    for (int64_t i = 0; i < whole; i += LANES) {
+        lanes_t result = sizes ? elected(x + i, n, m, sizes) : elected(x + i, n, m, NULL);
+        memcpy(out + i, &result, sizeof result);
+    }
+    if (!left) return 0;
+    float *rest = calloc(n * LANES, sizeof(float));
+    if (!rest) return -1;
+    for (int64_t t = 0; t < n; t++) memcpy(rest + t * LANES, x + t * m + whole, left * sizeof(float));
+    lanes_t result = elected(rest, n, LANES, sizes);
+    memcpy(out + whole, &result, left * sizeof(float));
+    free(rest);
+    return 0;
+}
+
 /* --- Rounding -------------------------------------------------------------------------------------------------------- */
 
 /* To nearest, ties to even, as the processor rounds. */

@@ -34,7 +34,7 @@ class ModelWeights:
         self._file_of = {file.prefix + spec.name: file for file in fold.files for spec in file.specs}
         self._open: dict[str, ShardClone | ShardWriter] = {}
         self._pending: Counter[str] = Counter()
-        self._finisher = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rmkit-finish")
+        self._finisher = ThreadPoolExecutor(max_workers=2, thread_name_prefix="rmkit-finish")
         self._finished: list[Future[None]] = []
         self.digests: dict[str, FileDigest] = {}
         for file in fold.files:

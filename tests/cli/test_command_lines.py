@@ -313,3 +313,24 @@ def test_a_reader_that_goes_away_ends_the_command_like_other_programs() -> None:
         process.stdout.close()
         assert process.stderr is not None
         assert (process.stderr.read(), process.wait()) == (b"", 128 + signal.SIGPIPE)
+
+
+def test_a_process_ends_with_its_handlers_but_without_taking_everything_apart() -> None:
+    code = """
+import atexit, sys
+from robustmerge_kit import cli
+
+class Large:
+    def __del__(self):
+        print("taken apart")
+
+def main():
+    atexit.register(print, "handlers ran")
+    print("printed")
+    sys.exit(3)
+
+large, cli.main = Large(), main
+cli.process()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "printed\nhandlers ran\n", "")

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from robustmerge_kit import native
+from robustmerge_kit.select import ordered_pattern
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="built without native kernels")
 
@@ -78,6 +79,48 @@ def test_scan_finds_single_values(dtype: torch.dtype) -> None:
             x[place] = torch.finfo(dtype).smallest_normal
             assert native.scan([x]) == [(True, False)]
     assert native.scan([torch.zeros(0, dtype=dtype)]) == [(True, True)]
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("n", [1, 15, 16, 17, 1000])
+def test_digits_are_counted_as_torch_counts_them(signed: bool, n: int) -> None:
+    x = torch.cat([sample((n,), torch.float32), torch.tensor([0.0, -0.0, 1e-42, -3.4e38, 1.5, 1.5])])
+    pattern = ordered_pattern(x if signed else x.abs(), signed)
+    counts = torch.ones(1 << 16, dtype=torch.int64)
+    native.count(x, signed, 0, 0, counts)
+    upper = pattern >> 16
+    assert torch.equal(counts - 1, torch.bincount(upper + (1 << 15), minlength=1 << 16))
+    for prefix in upper.unique().tolist()[:40]:
+        counts = torch.ones(1 << 16, dtype=torch.int64)
+        native.count(x, signed, 1, prefix, counts)
+        assert torch.equal(counts - 1, torch.bincount(pattern[upper == prefix] & 0xFFFF, minlength=1 << 16))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 2, 9), (8, 5, 103), (2, 64, 64)])
+def test_trim_keeps_what_reaches_the_bound_of_its_lane(shape: tuple[int, int, int]) -> None:
+    x = sample(shape, torch.float32)
+    bounds = x.abs().flatten(1).median(-1).values
+    expected = torch.where(x.abs() >= bounds[:, None, None], x, 0.0)
+    assert torch.equal(native.trim(x, bounds), expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 9), (8, 5, 103), (5, 64, 64)])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_elect_adds_up_what_agrees(shape: tuple[int, int, int], normalize: bool) -> None:
+    """Among it entries that cancel to zero, which elect +, and entries that are zero in every lane."""
+    x = sample(shape, torch.float32)
+    x[:, 0, 0] = 0.0
+    x[:, -1] = 0.0
+    x[0, -1], x[-1, -1] = 2.0, -2.0 if shape[0] > 1 else 2.0
+    sizes = torch.arange(1.0, shape[0] + 1)
+    sign = torch.where(x.double().sum(0) >= 0, 1.0, -1.0)
+    agrees = x.double() * sign > 0
+    expected = torch.where(agrees, x.double(), 0.0).sum(0)
+    if normalize:
+        mass = (agrees * sizes[:, None, None].double()).sum(0)
+        expected = expected / torch.where(mass > 0, mass, 1.0)
+    got = native.elect(x, sizes if normalize else None)
+    torch.testing.assert_close(got.double(), expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
