@@ -39,7 +39,7 @@ from pydantic import Field, model_validator
 
 from ..factors import FactorStack, LowRank
 from ..method import Draws, Factor, Params
-from ..pruning import Loss, Pruning, prune
+from ..pruning import Losses, prune
 
 Density = Annotated[float, Field(gt=0, le=1)]
 
@@ -74,19 +74,20 @@ def merge_robust(stack: FactorStack, params: RobustMerge, draws: Draws) -> LowRa
     scores = _scores(stack, params, draws)
     a_axis = {"inter": -1, "A": -2, "A+B": -2}.get(params.scaling)
     b_axis = {"B": -1, "A+B": -1}.get(params.scaling)
-    a = _Collected(stack.a, params.variant == "paper", -2, stack.dtype, apart=a_axis == -2)
+    joins = params.variant == "paper"
+    a = _Collected(stack.a, joins, -2, stack.dtype, apart=a_axis == -2)
     a_losses = a.prune(params, a_axis, scores and scores.a)
     columns = _coefficients(stack) * params.gain
     if params.scaling in ("inter", "none"):
-        columns = columns * _scales(a_losses, params)
-    b = _Collected(stack.b, params.variant == "paper", -1, stack.dtype, apart=b_axis is not None)
-    b_losses = b.prune(params, b_axis, scores and scores.b, columns[..., None, :].unbind(-3))
+        columns = columns * _scales(a_losses, stack.ranks, params)
+    b = _Collected(stack.b, joins, -1, stack.dtype, apart=b_axis is not None)
+    b_losses = b.prune(params, b_axis, scores and scores.b, columns)
     if a_axis == -2:
-        a.scale(_scales(a_losses, params)[..., None, :].unbind(-3))
+        a.scale(_scales(a_losses, (stack.d_in,), params)[..., None, :].unbind(-3))
     if b_axis is not None:
-        b.scale(_scales(b_losses, params)[..., None].unbind(-3))
+        b.scale(_scales(b_losses, (stack.d_out,), params)[..., None].unbind(-3))
     merged_a = a.result()
-    return LowRank(b=b.result(), a=merged_a * params.gain if params.variant == "official" else merged_a)
+    return LowRank(b=b.result(), a=merged_a.mul_(params.gain) if params.variant == "official" else merged_a)
 
 
 class _Collected:
@@ -97,40 +98,30 @@ class _Collected:
     """
 
     def __init__(self, factors: Sequence[torch.Tensor], joins: bool, axis: int, dtype: torch.dtype, apart: bool) -> None:
-        self._factors = factors
-        self._dtype = dtype
-        self._axis = axis
         sizes = [x.shape[axis] for x in factors]
-        if joins or apart:
-            self._held = self._zeros(sum(sizes))
-            self._places = self._held.split(sizes, axis)
-        else:
-            self._held = self._zeros(max(sizes))
-            self._places = [self._held.narrow(axis, 0, size) for size in sizes]
+        beside = joins or apart
+        shape = list(factors[0].shape)
+        shape[axis] = sum(sizes) if beside else max(sizes)
+        self._factors = factors
+        self._axis = axis
+        self._held = factors[0].new_zeros(shape, dtype=dtype)
+        self._places = self._held.split(sizes, axis) if beside else [_first(self._held, axis, size) for size in sizes]
         self._adds_up = apart and not joins
-
-    def _zeros(self, size: int) -> torch.Tensor:
-        shape = list(self._factors[0].shape)
-        shape[self._axis] = size
-        return self._factors[0].new_zeros(shape, dtype=self._dtype)
 
     def prune(
         self,
         params: RobustMerge,
         axis: int | None,
         scores: Sequence[torch.Tensor] | None,
-        scales: Sequence[torch.Tensor] | None = None,
-    ) -> list[Loss]:
-        """Take every adapter's factor, pruned, times the scales of its columns; what it lost along an axis.
+        scales: torch.Tensor | None = None,
+    ) -> Losses:
+        """Take every adapter's factor, pruned, times the scales (..., n, cols) of its columns; what it lost along an axis.
 
         B is pruned without its coefficient: a factor common to all entries cannot move the mask.
         """
-        each: list[Pruning] = []
-        for t, (x, density) in enumerate(zip(self._factors, params.each("density", len(self._factors)), strict=True)):
-            k = int(x.shape[-2] * x.shape[-1] * (1 - density)) if params.prune else 0
-            scale = None if scales is None else scales[t][..., : x.shape[-1]]
-            each.append(Pruning(x, k, self._places[t], scale, None if scores is None else scores[t]))
-        return prune(each, axis)
+        densities = params.each("density", len(self._factors)) if params.prune else [1.0] * len(self._factors)
+        k = [int(x.shape[-2] * x.shape[-1] * (1 - density)) for x, density in zip(self._factors, densities, strict=True)]
+        return prune(self._factors, k, self._places, scales, axis, scores)
 
     def scale(self, scales: Sequence[torch.Tensor]) -> None:
         """Multiply every adapter's factor by its own scale."""
@@ -139,16 +130,18 @@ class _Collected:
 
     def result(self) -> torch.Tensor:
         """The merged factor."""
-        if not self._adds_up:
-            return self._held
-        return _add_up(self._places, self._axis)
+        return _add_up(self._places, self._axis) if self._adds_up else self._held
+
+
+def _first(x: torch.Tensor, axis: int, size: int) -> torch.Tensor:
+    return x if x.shape[axis] == size else x.narrow(axis, 0, size)
 
 
 def _add_up(parts: Sequence[torch.Tensor], axis: int) -> torch.Tensor:
     """The sum of parts along an axis; the shorter ones count as padded with zeros."""
     total = torch.zeros_like(max(parts, key=lambda part: part.shape[axis]))
     for part in parts:
-        total.narrow(axis, 0, part.shape[axis]).add_(part)
+        _first(total, axis, part.shape[axis]).add_(part)
     return total
 
 
@@ -194,15 +187,14 @@ def _coefficients(stack: FactorStack) -> torch.Tensor:
     return torch.stack(each, -1)[..., None]
 
 
-def _scales(losses: Sequence[Loss], params: RobustMerge) -> torch.Tensor:
+def _scales(losses: Losses, sizes: Sequence[int], params: RobustMerge) -> torch.Tensor:
     """S_t of all adapters, clamped, and normalised over the adapters that have the index; 0 where one lacks it.
 
     An index that pruning emptied counts as unpruned.
 
-    Shapes: n losses of (..., size_t) -> (..., n, max size).
+    Shapes: losses (..., n, max size), of which adapter t has sizes[t] -> (..., n, max size).
     """
-    sizes = [loss.full.shape[-1] for loss in losses]
-    full, rest = (_stack_padded(parts, max(sizes)) for parts in zip(*losses, strict=True))
+    full, rest = losses
     finite = rest > 0
     scales = torch.where(finite, full / rest, 1.0)
     if params.clamp:
@@ -213,10 +205,6 @@ def _scales(losses: Sequence[Loss], params: RobustMerge) -> torch.Tensor:
     if params.normalize:
         scales = scales / scales.sum(-2, keepdim=True)
     return scales
-
-
-def _stack_padded(parts: Sequence[torch.Tensor], size: int) -> torch.Tensor:
-    return torch.stack([torch.nn.functional.pad(x, (0, size - x.shape[-1])) if x.shape[-1] < size else x for x in parts], -2)
 
 
 def _clamp(scales: torch.Tensor, finite: torch.Tensor, quantile: float) -> torch.Tensor:

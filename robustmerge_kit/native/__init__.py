@@ -11,9 +11,12 @@ import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+
+if TYPE_CHECKING:
+    import numpy
 
 _NOT_FINITE, _NOT_ZERO = 1, 2
 
@@ -26,7 +29,7 @@ class _Pruning(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("x", "scale", "out", "full", "rest")),
         *((name, ctypes.c_int64) for name in ("rows", "cols", "k", "stride")),
-        *((name, ctypes.c_int32) for name in ("dtype", "add")),
+        ("dtype", ctypes.c_int32),
     )
 
 
@@ -59,33 +62,31 @@ def scan(tensors: Sequence[torch.Tensor]) -> list[tuple[bool, bool]]:
 class Pruning(NamedTuple):
     """One factor whose entries below its k-th smallest magnitude are left out, none for k = 0; the values must be finite.
 
-    out: takes what is left, or, for `add`, has it added. scale: multiplies the columns. sums: have the sums of magnitudes along
-    every row added, before and after.
+    out: has what is left added. scale: multiplies the columns. sums: take the sums of magnitudes along every row, before and
+    after.
 
-    Shapes: x (rows, cols); out (rows, cols) float32, a view whose rows are contiguous; scale (cols,) float32; sums (2, rows)
-    float64.
+    Shapes: x (rows, cols); out (rows, cols) float32, a view whose rows are contiguous; scale (cols,) float32, or more; sums
+    (rows,) float64 each, or more.
     """
 
     x: torch.Tensor
     k: int
     out: torch.Tensor
-    add: bool
     scale: torch.Tensor | None = None
-    sums: torch.Tensor | None = None
+    sums: tuple[numpy.ndarray[Any, Any], numpy.ndarray[Any, Any]] | None = None
 
 
 def prune(each: Sequence[Pruning]) -> None:
     """Prune factors one after the other."""
     codes, jobs = dtypes(), (_Pruning * len(each))()
     for job, one in zip(jobs, each, strict=True):
-        job.x, job.out, job.k, job.dtype, job.add = one.x.data_ptr(), one.out.data_ptr(), one.k, codes[one.x.dtype], one.add
+        job.x, job.out, job.k, job.dtype = one.x.data_ptr(), one.out.data_ptr(), one.k, codes[one.x.dtype]
         job.rows, job.cols = one.x.shape
         job.stride = one.out.stride(0)
         if one.scale is not None:
             job.scale = one.scale.data_ptr()
         if one.sums is not None:
-            job.full = one.sums.data_ptr()
-            job.rest = job.full + 8 * job.rows
+            job.full, job.rest = (part.ctypes.data for part in one.sums)
     if _loaded().rmkit_prune(jobs, len(each)):
         raise MemoryError
 

@@ -175,7 +175,7 @@ INLINE void put(const float *values, int64_t n, float bound, const float *scale,
 }
 
 INLINE void prune(
-    const void *x, int dtype, int64_t rows, int64_t cols, float bound, const float *scale, float *out, int64_t stride, int add,
+    const void *x, int dtype, int64_t rows, int64_t cols, float bound, const float *scale, float *out, int64_t stride,
     double *full, double *rest
 ) {
     float values[BLOCK];
@@ -184,7 +184,7 @@ INLINE void prune(
             for (int64_t col = 0; col < cols; col += BLOCK) {
                 int64_t n = cols - col < BLOCK ? cols - col : BLOCK;
                 load(x, dtype, row * cols + col, n, values);
-                put(values, n, bound, scale ? scale + col : NULL, out + row * stride + col, add);
+                put(values, n, bound, scale ? scale + col : NULL, out + row * stride + col, 1);
                 if (full) sum_magnitudes(values, n, bound, full + row, rest + row);
             }
         return;
@@ -195,15 +195,15 @@ INLINE void prune(
         load(x, dtype, first * cols, (last - first) * cols, values);
         for (int64_t row = first; row < last; row++) {
             const float *here = values + (row - first) * cols;
-            put(here, cols, bound, scale, out + row * stride, add);
+            put(here, cols, bound, scale, out + row * stride, 1);
             if (full) sum_magnitudes(here, cols, bound, full + row, rest + row);
         }
     }
 }
 
 /* One factor: x (rows, cols), of which the k-th smallest magnitude is the bound, none for k = 0. What is left, times the scale
- * of its column unless NULL, goes into out, whose rows are `stride` apart, or is added to it. full and rest: NULL, or sums of
- * magnitudes along every row, before pruning and after it, added to what is there.
+ * of its column unless NULL, is added to out, whose rows are `stride` apart. full and rest: NULL, or have the sums of
+ * magnitudes along every row added, before pruning and after it.
  */
 struct pruning {
     const void *x;
@@ -211,7 +211,7 @@ struct pruning {
     float *out;
     double *full, *rest;
     int64_t rows, cols, k, stride;
-    int32_t dtype, add;
+    int32_t dtype;
 };
 
 /* Prune factors one after the other. Returns 0, or -1 without memory. */
@@ -221,14 +221,10 @@ WIDE int rmkit_prune(const struct pruning *each, int64_t count) {
         int64_t found = p.k > 0 ? kth_magnitude(p.x, p.dtype, p.rows * p.cols, p.k) : 0;
         if (found < 0) return -1;
         float bound = value_of((uint32_t)found, p.dtype);
-        if (p.scale && p.add)
-            prune(p.x, p.dtype, p.rows, p.cols, bound, p.scale, p.out, p.stride, 1, p.full, p.rest);
-        else if (p.scale)
-            prune(p.x, p.dtype, p.rows, p.cols, bound, p.scale, p.out, p.stride, 0, p.full, p.rest);
-        else if (p.add)
-            prune(p.x, p.dtype, p.rows, p.cols, bound, NULL, p.out, p.stride, 1, p.full, p.rest);
+        if (p.scale)
+            prune(p.x, p.dtype, p.rows, p.cols, bound, p.scale, p.out, p.stride, p.full, p.rest);
         else
-            prune(p.x, p.dtype, p.rows, p.cols, bound, NULL, p.out, p.stride, 0, p.full, p.rest);
+            prune(p.x, p.dtype, p.rows, p.cols, bound, NULL, p.out, p.stride, p.full, p.rest);
     }
     return 0;
 }
