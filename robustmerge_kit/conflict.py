@@ -8,6 +8,7 @@ from itertools import combinations
 
 import torch
 
+from .adapters import read_factors
 from .base_weight import relative_to_base
 from .factors import ratio
 from .plan import Plan, SiteStep
@@ -66,7 +67,7 @@ def _products(step: SiteStep) -> torch.Tensor:
 
     It is the sum over the entries of block i, j of (A A^T) * (B^T B), where A and B join the factors of all inputs.
     """
-    factors = relative_to_base(step, [member.factors.read() for member in step.members], torch.device("cpu"))
+    factors = relative_to_base(step, read_factors([member.factors for member in step.members]), torch.device("cpu"))
     ranks = torch.tensor([a.shape[-2] for a, _ in factors])
     products = _gram([a for a, _ in factors]) * _gram([b.mT for _, b in factors])
     scales = torch.tensor([member.factors.scale for member in step.members], dtype=torch.float64)

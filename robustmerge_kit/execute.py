@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
-from .adapters import check_values
+from .adapters import check_values, read_factors
 from .base_weight import relative_to_base
 from .cores import Cores
 from .errors import InputError, PlanError
@@ -182,7 +182,7 @@ class _Runner:
     def load(self, job: Job) -> list[Factors] | list[torch.Tensor]:
         if isinstance(job, ExtraStep):
             return [ref.read() for ref in job.refs]
-        return [[self._pin(member.factors.read()) for member in step.members] for step in job]
+        return [[self._pin(pair) for pair in read_factors([member.factors for member in step.members])] for step in job]
 
     def _pin(self, factors: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         if self.device.type != "cuda":

@@ -18,7 +18,7 @@ import torch
 import xxhash
 
 from . import native
-from .adapters import check_values
+from .adapters import check_values, read_factors
 from .base_weight import relative_to_base
 from .deltas import SiteDelta, delta_of
 from .errors import InputError, PlanError
@@ -235,7 +235,7 @@ class _Folder:
             ref = self._base(tensor)
             if ref is not None:
                 will_read(ref)
-        return [member.factors.read() for member in job.members] if isinstance(job, SiteStep) else []
+        return read_factors([member.factors for member in job.members]) if isinstance(job, SiteStep) else []
 
     def work(self, job: Job, loaded: Factors) -> dict[str, Any]:
         if isinstance(job, Copy):

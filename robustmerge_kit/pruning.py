@@ -7,25 +7,30 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from . import native
+
+Array = NDArray[np.floating]
 
 
 class Losses(NamedTuple):
     """Sums of magnitudes along an axis of n factors, before pruning and after it; ones where no axis is looked along.
 
-    Shapes: (..., n, size), where a factor is shorter zero.
+    Small arrays in memory, wherever the factors are: what is computed of them takes no time but that of the calls.
+
+    Shapes: (..., n, size) float64, zero where a factor is shorter.
     """
 
-    full: torch.Tensor
-    rest: torch.Tensor
+    full: Array
+    rest: Array
 
 
 def prune(
     factors: Sequence[torch.Tensor],
     k: Sequence[int],
     outs: Sequence[torch.Tensor],
-    scales: torch.Tensor | None = None,
+    scales: Array | None = None,
     axis: int | None = None,
     scores: Sequence[torch.Tensor] | None = None,
 ) -> Losses:
@@ -40,14 +45,15 @@ def prune(
         return _prune_natively(factors, k, outs, scales, axis)
     rooms: dict[torch.Size, _Room] = {}
     losses: list[tuple[torch.Tensor, torch.Tensor]] = []
+    columns = None if scales is None else torch.as_tensor(scales, dtype=outs[0].dtype, device=outs[0].device)
     for t, (x, out) in enumerate(zip(factors, outs, strict=True)):
         if x.shape not in rooms:
             rooms[x.shape] = _Room(x, out.dtype)
         losses.append(rooms[x.shape].prune(x, k[t], None if scores is None else scores[t], axis))
-        if scales is None:
+        if columns is None:
             out.add_(rooms[x.shape].values)
         else:
-            out.addcmul_(rooms[x.shape].values, scales[..., t, None, : x.shape[-1]])
+            out.addcmul_(rooms[x.shape].values, columns[..., t, None, : x.shape[-1]])
     return Losses(*(_stack_padded(parts) for parts in zip(*losses, strict=True)))
 
 
@@ -56,22 +62,16 @@ def _suits(x: torch.Tensor, out: torch.Tensor) -> bool:
 
 
 def _prune_natively(
-    factors: Sequence[torch.Tensor],
-    k: Sequence[int],
-    outs: Sequence[torch.Tensor],
-    scales: torch.Tensor | None,
-    axis: int | None,
+    factors: Sequence[torch.Tensor], k: Sequence[int], outs: Sequence[torch.Tensor], scales: Array | None, axis: int | None
 ) -> Losses:
     n, rows, cols = len(factors), max(x.shape[0] for x in factors), max(x.shape[1] for x in factors)
-    columns = [None] * n if scales is None else scales.expand(n, cols).contiguous().unbind()
-    sums = np.zeros((2, n, rows)) if axis == -1 else None
-    each = (None if sums is None else (sums[0, t], sums[1, t]) for t in range(n))
-    native.prune([native.Pruning(*one) for one in zip(factors, k, outs, columns, each, strict=True)])
+    columns = None if scales is None else np.ascontiguousarray(np.broadcast_to(scales, (n, cols)), dtype=np.float32)
+    sums = None if axis is None else np.zeros((2, n, rows))
+    native.prune(factors, k, outs, columns, sums)
     if sums is None:
-        ones = torch.ones(rows).where(torch.arange(rows) < torch.tensor([[x.shape[0]] for x in factors]), 0.0)
+        ones = np.where(np.arange(rows) < [[x.shape[0]] for x in factors], 1.0, 0.0)
         return Losses(ones, ones)
-    full, rest = torch.from_numpy(sums).float().unbind()
-    return Losses(full, rest)
+    return Losses(*sums)
 
 
 class _Room:
@@ -110,6 +110,7 @@ class _Room:
         torch.hardshrink(self.values, float(bound), out=self.values)
 
 
-def _stack_padded(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+def _stack_padded(parts: Sequence[torch.Tensor]) -> Array:
     size = max(x.shape[-1] for x in parts)
-    return torch.stack([torch.nn.functional.pad(x, (0, size - x.shape[-1])) if x.shape[-1] < size else x for x in parts], -2)
+    padded = [torch.nn.functional.pad(x, (0, size - x.shape[-1])) if x.shape[-1] < size else x for x in parts]
+    return torch.stack(padded, -2).double().cpu().numpy()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from .adapters import check_values, find_zeros
+from .adapters import check_values, find_zeros, read_factors
 from .base_weight import open_rows, relative_to_base
 from .cores import Cores
 from .dora import OnBase, fold_magnitudes
@@ -71,7 +71,7 @@ class Sites:
 
     def _each(self, steps: Sequence[SiteStep]) -> Generator[tuple[Represented, KeyedDraws, list[int]]]:
         for step in steps:
-            factors = relative_to_base(step, [member.factors.read() for member in step.members], self.device)
+            factors = relative_to_base(step, read_factors([member.factors for member in step.members]), self.device)
             groups = group_sites((step,), [factors])
             each = {site.step.site: site for group in groups for site in group}
             for site in (each[one.site] for one in step.each()):

@@ -1,6 +1,6 @@
 """Adapters of every known layout, read into one form without touching their numbers."""
 
-from .adapter import Adapter, Extra, ExtraKind, Initial, Layout, SiteFactors, SiteKind
+from .adapter import Adapter, Extra, ExtraKind, Initial, Layout, SiteFactors, SiteKind, read_factors
 from .align import align, base_name
 from .check import check_values, find_zeros
 from .experts import Columns, is_target, pack, registered_order
@@ -23,6 +23,7 @@ __all__ = [
     "is_target",
     "pack",
     "read_adapter",
+    "read_factors",
     "read_json",
     "registered_order",
 ]

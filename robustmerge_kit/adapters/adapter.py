@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..shards import TensorRef
+from ..shards import TensorRef, read_together
 from ..sources import Source
 from .experts import NESTED, Axes, Columns, unpack
 
@@ -97,7 +97,10 @@ class SiteFactors:
 
     def read(self) -> tuple[torch.Tensor, torch.Tensor]:
         """A (r, d_in) and B (d_out, r) in the stored dtype, scale not applied; of experts (E, r, d_in) and (E, d_out, r)."""
-        a, b = self.a.read(), self.b.read()
+        return self.arrange(self.a.read(), self.b.read())
+
+    def arrange(self, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `read` gives, of the two tensors as they are stored."""
         if self.kind == "experts":
             a, b = unpack(a, b, self.experts, self.columns)
             return (b.mT.contiguous(), a.mT.contiguous()) if self.flipped else (a, b)
@@ -110,6 +113,12 @@ class SiteFactors:
     def read_magnitude(self) -> torch.Tensor | None:
         """The norms of a DoRA site (d_out,) in the stored dtype; None for plain factors."""
         return None if self.magnitude is None else self.magnitude.read().reshape(self.d_out)
+
+
+def read_factors(each: Sequence[SiteFactors]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """What `read` gives for each, read together."""
+    tensors = iter(read_together([ref for factors in each for ref in (factors.a, factors.b)]))
+    return [factors.arrange(next(tensors), next(tensors)) for factors in each]
 
 
 @dataclass(frozen=True)

@@ -34,12 +34,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from ..factors import FactorStack, LowRank
 from ..method import Draws, Factor, Params
-from ..pruning import Losses, prune
+from ..pruning import Array, Losses, prune
 
 Density = Annotated[float, Field(gt=0, le=1)]
 
@@ -83,9 +85,9 @@ def merge_robust(stack: FactorStack, params: RobustMerge, draws: Draws) -> LowRa
     b = _Collected(stack.b, joins, -1, stack.dtype, apart=b_axis is not None)
     b_losses = b.prune(params, b_axis, scores and scores.b, columns)
     if a_axis == -2:
-        a.scale(_scales(a_losses, (stack.d_in,), params)[..., None, :].unbind(-3))
+        a.scale(_scales(a_losses, (stack.d_in,), params)[..., None, :])
     if b_axis is not None:
-        b.scale(_scales(b_losses, (stack.d_out,), params)[..., None].unbind(-3))
+        b.scale(_scales(b_losses, (stack.d_out,), params)[..., None])
     merged_a = a.result()
     return LowRank(b=b.result(), a=merged_a.mul_(params.gain) if params.variant == "official" else merged_a)
 
@@ -113,7 +115,7 @@ class _Collected:
         params: RobustMerge,
         axis: int | None,
         scores: Sequence[torch.Tensor] | None,
-        scales: torch.Tensor | None = None,
+        scales: Array | None = None,
     ) -> Losses:
         """Take every adapter's factor, pruned, times the scales (..., n, cols) of its columns; what it lost along an axis.
 
@@ -123,9 +125,10 @@ class _Collected:
         k = [int(x.shape[-2] * x.shape[-1] * (1 - density)) for x, density in zip(self._factors, densities, strict=True)]
         return prune(self._factors, k, self._places, scales, axis, scores)
 
-    def scale(self, scales: Sequence[torch.Tensor]) -> None:
-        """Multiply every adapter's factor by its own scale."""
-        for place, scale in zip(self._places, scales, strict=True):
+    def scale(self, scales: Array) -> None:
+        """Multiply every adapter's factor by its own scale, (..., n, rows or 1, cols or 1)."""
+        each = torch.as_tensor(scales, dtype=self._held.dtype, device=self._held.device).unbind(-3)
+        for place, scale in zip(self._places, each, strict=True):
             place *= scale
 
     def result(self) -> torch.Tensor:
@@ -179,42 +182,38 @@ def _agreement(parts: Sequence[torch.Tensor], axis: int) -> list[torch.Tensor]:
     return scores
 
 
-def _coefficients(stack: FactorStack) -> torch.Tensor:
+def _coefficients(stack: FactorStack) -> Array:
     """The coefficients c_t, (..., n, 1)."""
-    if all(isinstance(c, float | int) for c in stack.coefficients):
-        return torch.tensor(stack.coefficients, dtype=stack.dtype, device=stack.b[0].device)[:, None]
-    each = [torch.as_tensor(c, dtype=stack.dtype, device=stack.b[0].device).expand(stack.batch) for c in stack.coefficients]
-    return torch.stack(each, -1)[..., None]
+    each = [c.cpu().numpy() if isinstance(c, torch.Tensor) else c for c in stack.coefficients]
+    return np.stack([np.broadcast_to(c, stack.batch) for c in each], -1)[..., None]
 
 
-def _scales(losses: Losses, sizes: Sequence[int], params: RobustMerge) -> torch.Tensor:
+def _scales(losses: Losses, sizes: Sequence[int], params: RobustMerge) -> Array:
     """S_t of all adapters, clamped, and normalised over the adapters that have the index; 0 where one lacks it.
 
     An index that pruning emptied counts as unpruned.
 
     Shapes: losses (..., n, max size), of which adapter t has sizes[t] -> (..., n, max size).
     """
-    full, rest = losses
-    finite = rest > 0
-    scales = torch.where(finite, full / rest, 1.0)
+    finite = losses.rest > 0
+    scales = np.divide(losses.full, losses.rest, out=np.ones_like(losses.full), where=finite)
     if params.clamp:
         scales = _clamp(scales, finite, params.clamp_quantile)
     if min(sizes) < max(sizes):
-        exists = torch.arange(max(sizes), device=full.device) < torch.tensor(sizes, device=full.device)[:, None]
-        scales = torch.where(exists, scales, 0.0)
+        scales = np.where(np.arange(max(sizes)) < np.array(sizes)[:, None], scales, 0.0)
     if params.normalize:
-        scales = scales / scales.sum(-2, keepdim=True)
+        scales = scales / scales.sum(-2, keepdims=True)
     return scales
 
 
-def _clamp(scales: torch.Tensor, finite: torch.Tensor, quantile: float) -> torch.Tensor:
+def _clamp(scales: Array, finite: NDArray[np.bool_], quantile: float) -> Array:
     """A floor at the quantile over the finite entries; the others count as 1 and take the floor. No finite entry: 1."""
-    count = finite.sum(-1, keepdim=True)
-    ascending = torch.where(finite, scales, torch.inf).sort(dim=-1).values
-    floors = torch.tensor([int(quantile * m) for m in range(scales.shape[-1] + 1)], device=scales.device)
-    low = ascending.gather(-1, floors[count])
-    high = ascending.gather(-1, (count - 1).clamp_min(0))
-    return torch.where(count > 0, scales.clamp(low, high), 1.0)
+    count = finite.sum(-1, keepdims=True)
+    ascending = np.sort(np.where(finite, scales, np.inf), axis=-1)
+    floors = np.array([int(quantile * m) for m in range(scales.shape[-1] + 1)])
+    low = np.take_along_axis(ascending, floors[count], -1)
+    high = np.take_along_axis(ascending, np.maximum(count - 1, 0), -1)
+    return np.where(count > 0, np.clip(scales, low, high), 1.0)
 
 
 def output_rank(ranks: Sequence[int], params: RobustMerge) -> int:

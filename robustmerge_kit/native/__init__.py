@@ -11,12 +11,13 @@ import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 
 if TYPE_CHECKING:
     import numpy
+    from numpy.typing import NDArray
 
 _NOT_FINITE, _NOT_ZERO = 1, 2
 
@@ -59,35 +60,34 @@ def scan(tensors: Sequence[torch.Tensor]) -> list[tuple[bool, bool]]:
     return [(not one.found & _NOT_FINITE, not one.found & _NOT_ZERO) for one in each]
 
 
-class Pruning(NamedTuple):
-    """One factor whose entries below its k-th smallest magnitude are left out, none for k = 0; the values must be finite.
+def prune(
+    factors: Sequence[torch.Tensor],
+    k: Sequence[int],
+    outs: Sequence[torch.Tensor],
+    scales: NDArray[numpy.float32] | None = None,
+    sums: NDArray[numpy.float64] | None = None,
+) -> None:
+    """Add to each output what is left of a factor without the entries below its k-th smallest magnitude, all for k = 0.
 
-    out: has what is left added. scale: multiplies the columns. sums: take the sums of magnitudes along every row, before and
-    after.
+    The values must be finite. scales: multiply the columns. sums: have the sums of magnitudes along every row added, before
+    and after.
 
-    Shapes: x (rows, cols); out (rows, cols) float32, a view whose rows are contiguous; scale (cols,) float32, or more; sums
-    (rows,) float64 each, or more.
+    Shapes: factors (rows, cols) each; outs (rows, cols) float32 each, views whose rows are contiguous; of n factors scales
+    (n, most cols), and sums (2, n, most rows), both contiguous.
     """
-
-    x: torch.Tensor
-    k: int
-    out: torch.Tensor
-    scale: torch.Tensor | None = None
-    sums: tuple[numpy.ndarray[Any, Any], numpy.ndarray[Any, Any]] | None = None
-
-
-def prune(each: Sequence[Pruning]) -> None:
-    """Prune factors one after the other."""
-    codes, jobs = dtypes(), (_Pruning * len(each))()
-    for job, one in zip(jobs, each, strict=True):
-        job.x, job.out, job.k, job.dtype = one.x.data_ptr(), one.out.data_ptr(), one.k, codes[one.x.dtype]
-        job.rows, job.cols = one.x.shape
-        job.stride = one.out.stride(0)
-        if one.scale is not None:
-            job.scale = one.scale.data_ptr()
-        if one.sums is not None:
-            job.full, job.rest = (part.ctypes.data for part in one.sums)
-    if _loaded().rmkit_prune(jobs, len(each)):
+    codes, jobs = dtypes(), (_Pruning * len(factors))()
+    scale = 0 if scales is None else scales.ctypes.data
+    full = 0 if sums is None else sums.ctypes.data
+    rest = 0 if sums is None else full + sums.strides[0]
+    for t, (job, x, out) in enumerate(zip(jobs, factors, outs, strict=True)):
+        job.x, job.out, job.k, job.dtype = x.data_ptr(), out.data_ptr(), k[t], codes[x.dtype]
+        job.rows, job.cols = x.shape
+        job.stride = out.stride(0)
+        if scales is not None:
+            job.scale = scale + t * scales.strides[0]
+        if sums is not None:
+            job.full, job.rest = full + t * sums.strides[1], rest + t * sums.strides[1]
+    if _loaded().rmkit_prune(jobs, len(jobs)):
         raise MemoryError
 
 

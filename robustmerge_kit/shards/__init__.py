@@ -15,6 +15,7 @@ from .impostors import refuse_impostor_file
 from .pickled import open_pickle, write_pickle
 from .stored import HEADER_LIMIT, is_safetensors, map_safetensors, open_safetensors, read_scalar, will_read
 from .tensors import ITEMSIZE, Shard, TensorRef, TensorSpec, bytes_of
+from .together import read_together
 from .writer import ShardWriter
 
 OPENED = 256
@@ -35,6 +36,7 @@ __all__ = [
     "open_safetensors",
     "open_tensors",
     "read_scalar",
+    "read_together",
     "refuse_impostor_file",
     "will_read",
     "write_pickle",

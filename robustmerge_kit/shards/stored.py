@@ -94,11 +94,18 @@ class StoredTensor:
         # A NumPy buffer, since every call of torch hands the interpreter to another thread and back.
         count = (stop - start) * size
         buffer = numpy.empty(count, numpy.uint8) if into is None else into.numpy()[:count]
+        self.read_into(buffer.data, start * size)
+        return torch.frombuffer(buffer, dtype=dtype)
+
+    def read_into(self, buffer: memoryview, start: int) -> None:
+        """Fill a buffer with the bytes from `start` on.
+
+        Raises: InputError when the file has changed or cannot be read.
+        """
         try:
-            self.file.read_into(buffer.data, self.offset + start * size)
+            self.file.read_into(buffer, self.offset + start)
         except OSError as error:
             raise InputError(f"cannot be read: {error.strerror}", where=self.where) from error
-        return torch.frombuffer(buffer, dtype=dtype)
 
 
 def offset_of(ref: TensorRef) -> int:

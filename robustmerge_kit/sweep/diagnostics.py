@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from ..adapters import read_factors
 from ..base_weight import relative_to_base
 from ..cores import Cores
 from ..execute import Observe
@@ -126,7 +127,7 @@ class Diagnostics:
 
         flow = Flow(
             cost=lambda step: 2 * step.work_bytes,
-            load=lambda step: [member.factors.read() for member in step.members],
+            load=lambda step: read_factors([member.factors for member in step.members]),
             work=lambda step, factors: self._judge(step, steps.get(step.site), factors, merging),
             store=store,
             workers=self.resources.workers,

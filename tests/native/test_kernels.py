@@ -41,14 +41,14 @@ def test_prune_keeps_adds_scales_and_sums(dtype: torch.dtype, shape: tuple[int, 
     scale = sample((shape[1],), torch.float32, seed=1)
     wide = sample((shape[0], shape[1] + 5), torch.float32, seed=2)
     for factor in (None, scale):
-        sums = np.full((2, shape[0]), 3.0)
+        sums = np.full((2, 1, shape[0]), 3.0)
         held = wide.clone()
-        native.prune([native.Pruning(x, k, held[:, 2:-3], factor, (sums[0], sums[1]))])
+        native.prune([x], [k], [held[:, 2:-3]], None if factor is None else factor.numpy()[None], sums)
         expected = wide[:, 2:-3].double() + kept * (1 if factor is None else factor.double())
         torch.testing.assert_close(held[:, 2:-3].double(), expected, rtol=1e-6, atol=1e-6)
         assert torch.equal(held[:, :2], wide[:, :2])
         assert torch.equal(held[:, -3:], wide[:, -3:])
-        full, rest = torch.from_numpy(sums) - 3
+        full, rest = torch.from_numpy(sums[:, 0]) - 3
         torch.testing.assert_close(full, x.double().abs().sum(1), rtol=1e-6, atol=1e-12)
         torch.testing.assert_close(rest, kept.abs().sum(1), rtol=1e-6, atol=1e-12)
 
@@ -61,7 +61,7 @@ def test_the_threshold_is_exact_at_every_rank(dtype: torch.dtype) -> None:
     x = x.to(dtype).view(1, -1)
     for k in range(x.numel() + 1):
         out = torch.zeros(x.shape)
-        native.prune([native.Pruning(x, k, out)])
+        native.prune([x], [k], [out])
         assert torch.equal(out.double(), naive_prune(x, k)), k
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from ...adapters import read_factors
 from ...execute import decide_ranks
 from ...flow import Flow
 from ...hashing import Hashing
@@ -78,7 +79,7 @@ def _look_at_all(
 
     flow = Flow(
         cost=_cost,
-        load=lambda job: [member.factors.read() for member in job[0].members],
+        load=lambda job: read_factors([member.factors for member in job[0].members]),
         work=lambda job, factors: look(job, factors, shared),
         store=store,
         workers=resources.workers,
