@@ -27,7 +27,7 @@ def find_zeros(named: Sequence[tuple[str, torch.Tensor]]) -> list[bool]:
     """
     from .. import native
 
-    looked_at = {i: tensor for i, (_, tensor) in enumerate(named) if tensor.numel() and tensor.is_floating_point()}
+    looked_at = {i: tensor for i, (_, tensor) in enumerate(named) if tensor.numel() and tensor.dtype.is_floating_point}
     natively = {i: tensor for i, tensor in looked_at.items() if native.fits(tensor)}
     others = {i: tensor for i, tensor in looked_at.items() if i not in natively}
     found = dict(zip(natively, native.scan(list(natively.values())), strict=True))

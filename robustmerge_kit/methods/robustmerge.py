@@ -184,6 +184,8 @@ def _agreement(parts: Sequence[torch.Tensor], axis: int) -> list[torch.Tensor]:
 
 def _coefficients(stack: FactorStack) -> Array:
     """The coefficients c_t, (..., n, 1)."""
+    if not any(isinstance(c, torch.Tensor) for c in stack.coefficients):
+        return np.array(stack.coefficients, dtype=np.float64)[:, None]
     each = [c.cpu().numpy() if isinstance(c, torch.Tensor) else c for c in stack.coefficients]
     return np.stack([np.broadcast_to(c, stack.batch) for c in each], -1)[..., None]
 

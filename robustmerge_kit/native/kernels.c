@@ -113,7 +113,7 @@ INLINE uint32_t find_bin(const uint32_t *counts, int64_t bins, int64_t *k) {
 
 /* Bits of the k-th smallest magnitude, k from 1 to n; -1 without memory. Magnitudes sort like the integers of their bits. */
 WIDE static int64_t kth_magnitude(const void *x, int dtype, int64_t n, int64_t k) {
-    uint32_t *counts = calloc(2 * BINS, sizeof(uint32_t));
+    uint32_t *counts = calloc(dtype == FLOAT32 ? 2 * BINS : BINS, sizeof(uint32_t));
     if (!counts) return -1;
     int64_t found;
     if (dtype == FLOAT32) {
@@ -125,16 +125,14 @@ WIDE static int64_t kth_magnitude(const void *x, int dtype, int64_t n, int64_t k
             if ((bits[i] >> 16 & 0x7fff) == high) counts[bits[i] & 0xffff]++;
         found = (int64_t)high << 16 | find_bin(counts, 2 * BINS, &k);
     } else {
-        /* Two sets of counts: neighbours that are equal need not wait for each other. */
         const uint16_t *bits = x;
-        uint32_t *others = counts + BINS;
         int64_t i = 0;
-        for (; i + 1 < n; i += 2) {
-            counts[bits[i] & 0x7fff]++;
-            others[bits[i + 1] & 0x7fff]++;
+        for (; i + 4 <= n; i += 4) {
+            uint64_t four;
+            memcpy(&four, bits + i, sizeof four);
+            for (int at = 0; at < 64; at += 16) counts[four >> at & 0x7fff]++;
         }
-        if (i < n) counts[bits[i] & 0x7fff]++;
-        for (i = 0; i < BINS; i++) counts[i] += others[i];
+        for (; i < n; i++) counts[bits[i] & 0x7fff]++;
         found = find_bin(counts, BINS, &k);
     }
     free(counts);

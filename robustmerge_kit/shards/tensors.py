@@ -112,4 +112,5 @@ def bytes_of(tensor: torch.Tensor) -> memoryview:
     """The memory of a contiguous CPU tensor."""
     import torch
 
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # pyright: ignore[reportArgumentType]
+    rows = tensor if tensor.ndim else tensor.reshape(1)
+    return memoryview(rows.view(torch.uint8).numpy().reshape(-1))  # pyright: ignore[reportArgumentType]

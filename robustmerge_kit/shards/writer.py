@@ -65,7 +65,8 @@ class ShardWriter(PlacedTensors):
         if tuple(tensor.shape) != spec.shape or str(tensor.dtype) != f"torch.{spec.dtype}":
             raise ValueError(f"{name}: got {tensor.dtype} {tuple(tensor.shape)}, planned {spec.dtype} {spec.shape}")
         if spec.nbytes:
-            self._write_bytes(bytes_of(tensor.detach().cpu().contiguous()), offset)
+            ready = tensor.device.type == "cpu" and tensor.is_contiguous()
+            self._write_bytes(bytes_of(tensor if ready else tensor.detach().cpu().contiguous()), offset)
         self.finish(name)
 
     def finish(self, name: str) -> None:
