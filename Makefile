@@ -23,7 +23,7 @@ export RMKIT_TEST_INPUTS ?= $(abspath $(wildcard ../shared))
 BIN := $(VENV)/bin
 # Modules are compiled when they are first imported, not all at once: that shortens the way to the first merge.
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
-SETTINGS := pyproject.toml constraints.txt
+SETTINGS := pyproject.toml constraints.txt hatch_build.py robustmerge_kit/native/kernels.c
 
 .PHONY: help quickstart test test-slow bench dist fuzz clean
 

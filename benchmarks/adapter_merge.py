@@ -24,11 +24,16 @@ from measure import Cost, measure
 from results import RESULTS, table, write_section
 from safetensors.torch import load_file
 
+from robustmerge_kit import native
+
 HERE = Path(__file__).resolve().parent
 PLAIN = HERE / "official_plain.py"
 RMKIT = [sys.executable, "-m", "robustmerge_kit"]
 AGREEMENT = 0.01
 """Largest relative distance between the two merged deltas; the plain side keeps its scales in bfloat16."""
+
+
+NOT_COMPILED = "rmkit, .safetensors, without native kernels"
 
 
 def write_recipe(path: Path, folders: Sequence[Path]) -> Path:
@@ -38,9 +43,9 @@ def write_recipe(path: Path, folders: Sequence[Path]) -> Path:
     return path
 
 
-def run(command: Sequence[str]) -> Cost:
+def run(command: Sequence[str], **settings: str) -> Cost:
     """Measure a command that must succeed; rmkit is the one of this checkout."""
-    cost = measure(command, os.environ | {"PYTHONPATH": str(HERE.parent)})
+    cost = measure(command, os.environ | {"PYTHONPATH": str(HERE.parent), **settings})
     if cost.code:
         raise SystemExit(f"{' '.join(command)}: exit code {cost.code}\n{cost.output}")
     return cost
@@ -75,11 +80,11 @@ class Bench:
         merge = phases["load"] + phases["merge"]
         return Run(merge, merge + phases["save"], cost)
 
-    def rmkit(self, folders: Sequence[Path]) -> Run:
+    def rmkit(self, folders: Sequence[Path], **settings: str) -> Run:
         """Reading, merging and writing overlap, so that merging alone has no time of its own."""
         recipe = write_recipe(self.scratch / "recipe.yaml", folders)
         shutil.rmtree(self.out, ignore_errors=True)
-        cost = run([*RMKIT, "run", "--quiet", str(recipe), str(self.out)])
+        cost = run([*RMKIT, "run", "--quiet", str(recipe), str(self.out)], **settings)
         seconds = json.loads((self.out / "rmkit.json").read_text())["timings"]["merge"]
         return Run(seconds, seconds, cost)
 
@@ -109,6 +114,7 @@ def against_plain(bench: Bench, case: Case, rounds: int) -> str:
         "plain, .bin": lambda: bench.plain(folders),
         "rmkit, .bin": lambda: bench.rmkit(folders),
         "rmkit, .safetensors": lambda: bench.rmkit(fast),
+        **({NOT_COMPILED: lambda: bench.rmkit(fast, RMKIT_NATIVE="0")} if native.available() else {}),
     }
     seen: dict[str, list[Run]] = {side: [] for side in sides}
     for _ in range(rounds):

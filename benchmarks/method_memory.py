@@ -20,30 +20,18 @@ sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 
 import torch
 from cases import Case, write_case
+from method_rows import row
 from results import RESULTS, table, write_section
 
 from robustmerge_kit.merge import write_adapter
-from robustmerge_kit.method import Method
 from robustmerge_kit.methods import BUILTIN, find
 from robustmerge_kit.plan import gather, make_plan
 from robustmerge_kit.recipe import Recipe
 from robustmerge_kit.resources import Resources, tune_process
 
-SETTINGS = {"density": 0.2, "t": 0.5}
 FLAT = 1.10
 """Most that the peak may grow by, as a ratio, while the modules become four times as many."""
 TIMES = 4
-
-
-def settings(method: Method, space: str | None, folders: Sequence[Path], rank: int) -> dict[str, Any]:
-    """The recipe of one row."""
-    return {
-        "merge_method": method.name,
-        "adapters": [str(folder) for folder in folders[: method.adapters[1]]],
-        "parameters": {name: value for name, value in SETTINGS.items() if name in method.params.model_fields},
-        "output": {"rank": rank if space == "full" or method.output_rank == "required" else "auto"},
-        **({"space": space} if space else {}),
-    }
 
 
 def peak(recipe: dict[str, Any]) -> float:
@@ -76,7 +64,8 @@ def rows(few: Sequence[Path], many: Sequence[Path], rank: int, further: int) -> 
     chosen += [(find("ties"), space) for space in ("knots", "ctm", "factor", "full")]
     found: list[list[str]] = []
     for method, space in chosen:
-        small, large = (peak(settings(method, space, folders, rank)) for folders in (few, many))
+        cut = rank if space == "full" or method.output_rank == "required" else "auto"
+        small, large = (peak(row(method, folders, space, cut)) for folders in (few, many))
         verdict = "met" if large <= FLAT * small else "missed"
         each = (large - small) * 1e3 / further
         found.append([method.name, space or "", f"{small:.0f}", f"{large:.0f}", f"{each:.0f}", f"{large / small:.2f}", verdict])

@@ -27,6 +27,7 @@ sys.path.insert(1, str(HERE.parent))
 import torch  # noqa: E402
 from cases import Case, write_case  # noqa: E402
 from dense_sides import DENSITY, SQUARE  # noqa: E402
+from method_rows import row  # noqa: E402
 from results import RESULTS, table, write_section  # noqa: E402
 from torch import Tensor  # noqa: E402
 
@@ -42,7 +43,6 @@ from robustmerge_kit.resources import Resources, tune_process  # noqa: E402
 from robustmerge_kit.spaces import Dense  # noqa: E402
 
 CORES = len(os.sched_getaffinity(0))
-SETTINGS = {"density": DENSITY, "t": 0.5}
 """What every method that has the parameter gets; all others are left at their defaults."""
 BARS = {"equivariant": 30.0, "core": 30.0, "knots": 200.0}
 """Milliseconds a square module of side 4096 may take, by kind of method or by space."""
@@ -74,15 +74,7 @@ class Bench:
 
     def plan(self, method: Method, space: Any, rank: int | str, sites: Callable[[SiteStep], bool]) -> Plan:
         """A plan of the sites asked for."""
-        folders = self.folders[: method.adapters[1]]
-        known = method.params.model_fields
-        content: dict[str, Any] = {
-            "merge_method": method.name,
-            "adapters": [str(folder) for folder in folders],
-            "parameters": {name: value for name, value in SETTINGS.items() if name in known},
-            "output": {"rank": rank},
-        }
-        recipe = Recipe.model_validate(content | ({"space": space} if space else {}))
+        recipe = Recipe.model_validate(row(method, self.folders, space, rank))
         plan = make_plan(recipe, gather(recipe))
         return replace(plan, steps=tuple(step for step in plan.steps if sites(step)))
 

@@ -16,11 +16,20 @@ Its square times 2^-53 bounds how far the basis is from orthonormal: 1e-7, the r
 """
 
 
+MILD = 4.0
+"""Times the least condition number, in Frobenius norms, up to which products with a basis are taken in its own dtype.
+
+They then lose what rounding a product to that dtype loses, a few times; beyond it they are taken in float64.
+"""
+
+
 @dataclass(frozen=True, eq=False)
 class Basis:
     """Q (..., d, k) with orthonormal columns, in `dtype`: the columns themselves, or vectors they span times a small matrix.
 
     A product with no more columns than Q is taken through the small matrix first, which spares the product that makes Q.
+
+    The vectors are in `dtype` where that does no harm, else in float64.
 
     Shapes: vectors (..., d, m), mix (..., m, k) float64 or None for the identity.
     """
@@ -67,7 +76,7 @@ class Basis:
         if self.mix is None or x.shape[-1] > self.mix.shape[-1]:
             return self.full @ x.to(self.dtype)
         # Few rows times a wide matrix is several times as fast as a tall matrix times few columns.
-        return ((self.mix @ x.to(self.mix)).mT.contiguous() @ self.vectors.mT).mT.to(self.dtype)
+        return ((self.mix @ x.to(self.mix)).mT.to(self.vectors).contiguous() @ self.vectors.mT).mT.to(self.dtype)
 
     def each(self) -> Iterator[Basis]:
         """The bases of a batch one by one."""
@@ -82,12 +91,12 @@ class Basis:
 
     def on(self, vectors: Float[torch.Tensor, "*batch d m"]) -> Basis:
         """The basis that `without_vectors` was made of, whose vectors these are."""
-        return self if self.mix is None else Basis(vectors, self.mix, self.dtype)
+        return self if self.mix is None else Basis(vectors.to(self.vectors.dtype), self.mix, self.dtype)
 
     @property
     def _whole(self) -> torch.Tensor:
         # This way round the product is stored as torch's own QR stores its Q: row by row for Q^T.
-        return self.vectors if self.mix is None else (self.mix.mT @ self.vectors.mT).mT
+        return self.vectors if self.mix is None else (self.mix.mT.to(self.vectors) @ self.vectors.mT).mT
 
 
 def orthonormal(
@@ -110,7 +119,8 @@ def orthonormal(
     safe = (failed == 0) & (condition < CONDITION_LIMIT)
     if not bool(safe.any()):
         return _householder(x, dtype)
-    quick = Basis(x, inverse / scale[..., :, None], dtype)
+    mild = bool((condition < MILD * x.shape[-1]).all())
+    quick = Basis(x.to(dtype) if mild else x, inverse / scale[..., :, None], dtype)
     r = lower.mT * scale[..., None, :]
     if bool(safe.all()):
         return quick, r

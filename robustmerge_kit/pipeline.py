@@ -9,8 +9,9 @@ from functools import cached_property
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 
-from . import dora, spaces
+from . import dora, native, spaces
 from .compress import compress, compress_to_energy
 from .dora import OnBase
 from .draws import KeyedDraws
@@ -24,6 +25,8 @@ LARGE = 1024
 
 ROUNDING = 1e-9
 """Share of a dense delta's energy that is taken for rounding, not for directions."""
+
+Array = NDArray[np.float64]
 
 Delta = LowRank | InCore | Spectral | Dense
 
@@ -253,12 +256,18 @@ def measure_rounding(exact: LowRank, rounded: LowRank, orthogonal: bool) -> Roun
 
 
 def _rounding_of_terms(exact: LowRank, rounded: LowRank) -> Rounding:
-    b, a = rounded.b.float(), rounded.a.float()
-    lost_b, lost_a = exact.b - b, exact.a - a
-    of_b = [(x * y).sum(0).double() for x, y in ((exact.b, exact.b), (b, b), (lost_b, lost_b), (lost_b, b))]
-    of_a = [(x * y).sum(1).double() for x, y in ((exact.a, exact.a), (lost_a, lost_a), (lost_a, exact.a))]
-    whole_b, kept2_b, lost2_b, along_b = of_b
-    whole_a, lost2_a, along_a = of_a
-    error2 = lost2_b * whole_a + kept2_b * lost2_a + 2 * along_b * along_a
-    norm2, error = torch.stack(((whole_b * whole_a).sum(), error2.sum())).tolist()
-    return Rounding(norm2, max(error, 0.0))
+    b2, lost_b2, along_b = _losses(exact.b.mT, rounded.b.mT)
+    a2, lost_a2, along_a = _losses(exact.a, rounded.a)
+    # (B - B') A + B' (A - A') term by term, with B' = B - (B - B').
+    kept_b2, across_b = b2 - 2 * along_b + lost_b2, along_b - lost_b2
+    error2 = lost_b2 * a2 + kept_b2 * lost_a2 + 2 * across_b * along_a
+    return Rounding(float((b2 * a2).sum()), max(float(error2.sum()), 0.0))
+
+
+def _losses(exact: torch.Tensor, rounded: torch.Tensor) -> Array:
+    """Of every row: the squared norm, that of the loss, and the inner product of the two; (3, rows)."""
+    if native.fits(exact) and native.fits(rounded):
+        return native.losses(exact, rounded).T
+    lost = exact - rounded.float()
+    sums = [(x * y).sum(1, dtype=torch.float64) for x, y in ((exact, exact), (lost, lost), (exact, lost))]
+    return torch.stack(sums).cpu().numpy()

@@ -134,6 +134,18 @@ def round_into(x: torch.Tensor, out: torch.Tensor) -> float:
     return _loaded().rmkit_round(x.data_ptr(), dtypes()[out.dtype], x.numel(), out.data_ptr())
 
 
+def losses(x: torch.Tensor, rounded: torch.Tensor) -> NDArray[numpy.float64]:
+    """Of every row: the squared norm of x, that of x - rounded, and the inner product of the two.
+
+    Shapes: x (rows, cols) float32, rounded likewise in one of `dtypes()` -> (rows, 3).
+    """
+    import numpy
+
+    sums = numpy.empty((x.shape[0], 3))
+    _loaded().rmkit_losses(x.data_ptr(), rounded.data_ptr(), dtypes()[rounded.dtype], *x.shape, sums.ctypes.data)
+    return sums
+
+
 def _loaded() -> ctypes.CDLL:
     library = _library()
     assert library is not None
@@ -154,5 +166,6 @@ def _library() -> ctypes.CDLL | None:
     library.rmkit_count.argtypes, library.rmkit_count.restype = [pointer, size, flag, flag, ctypes.c_int32, pointer], None
     library.rmkit_trim.argtypes, library.rmkit_trim.restype = [pointer, size, size, pointer, pointer], None
     library.rmkit_elect.argtypes = [pointer, size, size, pointer, pointer]
+    library.rmkit_losses.argtypes, library.rmkit_losses.restype = [pointer, pointer, flag, size, size, pointer], None
     library.rmkit_prune.argtypes = [pointer, size]
     return library

@@ -369,3 +369,41 @@ WIDE double rmkit_round(const float *x, int dtype, int64_t n, uint16_t *out) {
     }
     return total;
 }
+
+/* Of every row of x (rows, cols) and what it was rounded to: the squared norm, that of the loss x - rounded, and their inner
+ * product; three numbers a row.
+ */
+WIDE void rmkit_losses(const float *x, const void *rounded, int dtype, int64_t rows, int64_t cols, double *sums) {
+    float values[BLOCK];
+    for (int64_t row = 0; row < rows; row++) {
+        double norm2 = 0, lost2 = 0, along = 0;
+        for (int64_t start = row * cols; start < (row + 1) * cols; start += BLOCK) {
+            int64_t n = (row + 1) * cols - start < BLOCK ? (row + 1) * cols - start : BLOCK, i = 0;
+            if (dtype == BFLOAT16)
+                load(rounded, BFLOAT16, start, n, values);
+            else
+                load(rounded, dtype, start, n, values);
+            lanes_t norms = {0}, losses = {0}, products = {0};
+            for (; i + LANES <= n; i += LANES) {
+                lanes_t whole = lanes_at(x + start + i), lost = whole - lanes_at(values + i);
+                norms += whole * whole;
+                losses += lost * lost;
+                products += whole * lost;
+            }
+            for (; i < n; i++) {
+                double whole = x[start + i], lost = whole - values[i];
+                norm2 += whole * whole;
+                lost2 += lost * lost;
+                along += whole * lost;
+            }
+            for (int lane = 0; lane < LANES; lane++) {
+                norm2 += norms[lane];
+                lost2 += losses[lane];
+                along += products[lane];
+            }
+        }
+        sums[3 * row] = norm2;
+        sums[3 * row + 1] = lost2;
+        sums[3 * row + 2] = along;
+    }
+}

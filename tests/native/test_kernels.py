@@ -143,6 +143,19 @@ def test_rounding_equals_torch_bit_for_bit(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 513), (16, 1200), (40, 7)])
+def test_losses_of_rows(dtype: torch.dtype, shape: tuple[int, int]) -> None:
+    x = sample(shape, torch.float32)
+    rounded = x.to(dtype)
+    whole, lost = x.double(), x.double() - rounded.double()
+    expected = torch.stack([(whole * whole).sum(1), (lost * lost).sum(1), (whole * lost).sum(1)], 1)
+    got = torch.from_numpy(native.losses(x, rounded))
+    size = (whole.norm(dim=1) * lost.norm(dim=1))[:, None]
+    torch.testing.assert_close(got[:, :2], expected[:, :2], rtol=1e-5, atol=1e-12)
+    assert bool(((got[:, 2:] - expected[:, 2:]).abs() <= 1e-5 * size + 1e-12).all())
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_rounding_measures_what_it_changes(dtype: torch.dtype) -> None:
     for n in (1, 9, 512, 5003):
         x = sample((n,), torch.float32, seed=n)
