@@ -145,6 +145,14 @@ class Core:
         """M_t, one per adapter, in the order of the stack."""
         return torch.stack([b @ a.mT for b, a in self.pairs], -3)
 
+    def seen_from(
+        self, u: Float[torch.Tensor, "*batch q_b k"], v: Float[torch.Tensor, "*batch q_a j"]
+    ) -> Float[torch.Tensor, "*batch n k j"]:
+        """U^T M_t V, one per adapter, through the factors of M_t: they are thinner."""
+        left, right = u.mT @ self.r_b, v.mT @ self.r_a
+        pairs = zip(left.split(self.ranks, -1), right.split(self.ranks, -1), strict=True)
+        return torch.stack([b @ a.mT for b, a in pairs], -3)
+
     @cached_property
     def sum(self) -> Float[torch.Tensor, "*batch q_b q_a"]:
         """The sum of all M_t."""
@@ -215,10 +223,11 @@ class Spectral:
         """
         root = self.s[..., None, :k].sqrt()
         b = self.q_b @ (self.u[..., :k] * root)
-        a = (self.q_a @ (self.v[..., :k] * root)).mT
         if b.shape[-1]:
             sign = _signs(b)
-            b, a = b * sign, a * sign.mT
+            b *= sign
+            root = root * sign
+        a = (self.q_a @ (self.v[..., :k] * root)).mT
         return pad(LowRank(b, a), k)
 
 
@@ -378,7 +387,18 @@ def _product_svd(b: torch.Tensor, a: torch.Tensor, eps: float) -> tuple[torch.Te
 
 def joined(stack: FactorStack) -> tuple[Float[torch.Tensor, "*batch R d_in"], Float[torch.Tensor, "*batch d_out R"]]:
     """[A_1; ..; A_n] and [B_1 | .. | B_n] in float64, coefficients not folded in."""
-    return torch.cat([a.double() for a in stack.a], -2), torch.cat([b.double() for b in stack.b], -1)
+    return _joined(stack.a, -2), _joined(stack.b, -1)
+
+
+def _joined(parts: Sequence[torch.Tensor], axis: int) -> torch.Tensor:
+    """Parts side by side in float64, each converted where it is put."""
+    sizes = [part.shape[axis] for part in parts]
+    shape = list(parts[0].shape)
+    shape[axis] = sum(sizes)
+    whole = parts[0].new_empty(shape, dtype=torch.float64)
+    for place, part in zip(whole.split(sizes, axis), parts, strict=True):
+        place.copy_(part)
+    return whole
 
 
 def _coefficients(stack: FactorStack) -> Float[torch.Tensor, "*batch n"]:

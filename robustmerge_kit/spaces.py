@@ -284,13 +284,12 @@ def block_rows(shape: torch.Size, device: torch.device) -> int:
 
 def _core(core: Core, options: CoreOptions) -> Represented:
     u, v = singular_basis(core, options)
-    return Represented((Object.of(u.mT @ core.cores @ v),), lambda merged: InCore(core, u @ merged[0].full() @ v.mT))
+    return Represented((Object.of(core.seen_from(u, v)),), lambda merged: InCore(core, u @ merged[0].full() @ v.mT))
 
 
 def _ctm(core: Core, options: CtmOptions) -> Represented:
     u, v = common_basis(core, options)
-    x = u.mT[..., None, :, :] @ core.cores @ v[..., None, :, :]
-    return Represented((Object.of(x),), lambda merged: InCore(core, u @ merged[0].full() @ v.mT))
+    return Represented((Object.of(core.seen_from(u, v)),), lambda merged: InCore(core, u @ merged[0].full() @ v.mT))
 
 
 def _knots(core: Core, stack: FactorStack) -> Represented:
