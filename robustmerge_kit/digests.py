@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from io import BufferedReader
 from pathlib import Path
 
@@ -42,8 +42,12 @@ def settled_state(path: Path) -> tuple[int, ...] | None:
     return None if time.time() - stat.st_ctime < SETTLED else (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
-def sha256_of(path: Path) -> tuple[int, str]:
-    """Size in bytes and sha256 of a file.
+Ask = Callable[[Path, BufferedReader], "str | None"]
+"""Somebody else who may know the sha256 of an open file."""
+
+
+def sha256_of(path: Path, ask: Ask = lambda path, file: None) -> tuple[int, str]:
+    """Size in bytes and sha256 of a file; read here unless the one asked has an answer.
 
     Raises: OSError when it cannot be read.
     """
@@ -51,12 +55,12 @@ def sha256_of(path: Path) -> tuple[int, str]:
         stat = os.fstat(file.fileno())
         key = _key(path, stat)
         if time.time() - stat.st_ctime < SETTLED:
-            return stat.st_size, _hash(file)
+            return stat.st_size, ask(path, file) or _hash(file)
         if key not in _known:
             with _entry(key) as entry:
                 found = None if entry is None else _stored(entry)
                 if found is None:
-                    found = _hash(file)
+                    found = ask(path, file) or _hash(file)
                     if _key(path, os.fstat(file.fileno())) != key:
                         return os.fstat(file.fileno()).st_size, found
                     if entry is not None:

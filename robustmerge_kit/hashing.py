@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from . import __version__
+from .apart import HashedApart
 from .plan import Inputs, Layout, Plan
 from .sources import FileDigest, digest
 
@@ -21,15 +22,17 @@ class Hashing:
         self._inputs = inputs
         self._paths = sorted({path for adapter in inputs.adapters for path in adapter.files})
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rmkit-hash")
-        self._future: Future[Mapping[Path, FileDigest]] = self._pool.submit(digest, self._paths, background=True)
+        self._apart = HashedApart()
+        self._future: Future[Mapping[Path, FileDigest]] = self._pool.submit(digest, self._paths, True, self._apart.ask)
         local = inputs.base if base and inputs.base is not None and inputs.base.source.revision is None else None
         weights = [file.path for file in local.files] if local is not None else []
-        self._base: Future[Mapping[Path, FileDigest]] = self._pool.submit(digest, weights, background=True)
+        self._base: Future[Mapping[Path, FileDigest]] = self._pool.submit(digest, weights, True, self._apart.ask)
 
     def __enter__(self) -> Hashing:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._apart.close()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def results(self) -> Mapping[Path, FileDigest]:

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from . import git
-from .digests import sha256_of
+from .digests import Ask, sha256_of
 from .disclosure import UNPRINTABLE
 from .errors import InputError, RmkitError, raise_all
 from .folders import CONFIG, DRIVE, inside
@@ -140,15 +140,17 @@ def is_local(reference: str, place: Path) -> bool:
         return bool(reference.strip())
 
 
-def digest(paths: Iterable[Path], background: bool = False) -> dict[Path, FileDigest]:
+def digest(paths: Iterable[Path], background: bool = False, ask: Ask = lambda path, file: None) -> dict[Path, FileDigest]:
     """Size and sha256 of files, each read once, several side by side; in the `background` other threads go first.
+
+    ask: somebody else who may know, asked first.
 
     Raises: InputError when a file cannot be read.
     """
     unique = list(dict.fromkeys(paths))
     threads = min(4, os.cpu_count() or 1, max(1, len(unique)))
     with ThreadPoolExecutor(threads, initializer=_step_back if background else None) as pool:
-        return dict(zip(unique, pool.map(_digest_one, unique), strict=True))
+        return dict(zip(unique, pool.map(lambda path: _digest_one(path, ask), unique), strict=True))
 
 
 def parse_hub_reference(reference: str) -> HubReference:
@@ -233,8 +235,8 @@ def _step_back() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
-def _digest_one(path: Path) -> FileDigest:
+def _digest_one(path: Path, ask: Ask) -> FileDigest:
     try:
-        return FileDigest(*sha256_of(path))
+        return FileDigest(*sha256_of(path, ask))
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", where=str(path)) from error
