@@ -228,6 +228,8 @@ class Rounding:
     error2: float
 
 
+# What the dtype cannot hold comes out as infinite or NaN here, which whoever asks refuses; NumPy need not warn of it.
+@np.errstate(invalid="ignore", over="ignore")
 def measure_rounding(exact: LowRank, rounded: LowRank, orthogonal: bool) -> Rounding:
     """||B A||^2 and ||B A - B' A'||^2, from products of size rank x rank.
 

@@ -205,7 +205,7 @@ def test_a_failure_in_any_stage_surfaces_and_leaves_nothing(
         raise ArithmeticError(stage)
 
     target = {
-        "read": ("robustmerge_kit.adapters.adapter.SiteFactors.read", boom),
+        "read": ("robustmerge_kit.adapters.adapter.read_together", boom),
         "merge": ("robustmerge_kit.sites.merge_site", boom),
         "write": ("robustmerge_kit.shards.ShardWriter.write", boom),
     }[stage]
